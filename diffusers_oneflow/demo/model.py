@@ -154,18 +154,14 @@ def save_pipeline(parts: Parts, folder: str) -> None:
     for name in os.listdir(tokenizer):
         os.remove(os.path.join(tokenizer, name))
     write_tokenizer(tokenizer)
-    _forget_paths(folder)
-
-
-def _forget_paths(folder: str) -> None:
-    """Remove where the parts were loaded from out of all configuration files."""
+    # Without a dtype asked for, diffusers loads its parts in float32 but
+    # transformers follows this entry, and the two would not fit together.
+    config_path = os.path.join(folder, "text_encoder", "config.json")
+    with open(config_path, encoding="utf-8") as f:
+        config = json.load(f)
+    config["dtype"] = "float32"
+    with open(config_path, "w", encoding="utf-8") as f:
+        f.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for root, _, names in os.walk(folder):
-        for name in names:
+        for name in names:  # safetensors makes files that only their owner can read
             os.chmod(os.path.join(root, name), 0o644)
-        for name in (n for n in names if n.endswith(".json") and "config" in n or "index" in n):
-            path = os.path.join(root, name)
-            with open(path, encoding="utf-8") as f:
-                config = json.load(f)
-            if config.pop("_name_or_path", None) is not None:
-                with open(path, "w", encoding="utf-8") as f:
-                    f.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
