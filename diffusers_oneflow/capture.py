@@ -1,0 +1,157 @@
+"""From a call of a torch module to a graph of ATen ops."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.export.graph_signature import InputKind, OutputKind
+
+from .errors import Unsupported
+
+
+@dataclass
+class Program:
+    """One call of a module as a flat graph over tensors.
+
+    Attributes:
+        graph: ATen ops in execution order; its placeholders are `inputs`, `weights` and `constants`.
+        inputs: placeholder names, in the order of the tensors that the call takes.
+        weights: placeholder name -> qualified name of a parameter or buffer of the module.
+        constants: placeholder name -> tensor that the module's code made while it was traced.
+        outputs: per output tensor the node that makes it.
+        result: what `forward` returned, flattened (`signature.Flat`), for rebuilding it.
+        seconds: seconds by stage of capture.
+    """
+
+    graph: torch.fx.Graph
+    inputs: list[str]
+    weights: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    outputs: list[torch.fx.Node]
+    result: object
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _FlatCall(torch.nn.Module):
+    """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
+
+    def __init__(self, module: torch.nn.Module, rebuild: Callable, flatten: Callable):
+        super().__init__()
+        self.module = module
+        self.rebuild, self.flatten = rebuild, flatten
+        self.result = None
+
+    def forward(self, *tensors):
+        args, kwargs = self.rebuild(tensors)
+        # Not module(...): that would come back to the dispatcher, and run user hooks at trace time.
+        self.result = self.flatten(self.module.forward(*args, **kwargs))
+        return tuple(self.result.tensors)
+
+
+def capture(
+    module: torch.nn.Module,
+    tensors: list[torch.Tensor],
+    rebuild: Callable,
+    flatten: Callable,
+    is_lowered: Callable[[str], bool],
+) -> Program:
+    """Trace ``module.forward`` on `tensors` with torch.export.
+
+    Args:
+        tensors: the call's tensors; only shapes and dtypes matter.
+        rebuild: from a sequence of tensors to ``(args, kwargs)`` of the call.
+        flatten: from what forward returned to a `signature.Flat`.
+        is_lowered: whether an ATen op can be lowered as it is; others are decomposed first.
+
+    Raises:
+        Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
+        Exception: whatever torch.export or the module's own code raises.
+    """
+    call = _FlatCall(module, rebuild, flatten).train(module.training)
+    with torch.no_grad():
+        exported = torch.export.export(call, tuple(tensors), strict=False)
+        # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
+        if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
+            exported = exported.run_decompositions({})
+    return _program(exported, call.result)
+
+
+def _ops(graph: torch.fx.Graph):
+    return (op_name(n) for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n))
+
+
+def _mutates(graph: torch.fx.Graph) -> bool:
+    nodes = (n.target for n in graph.nodes if n.op == "call_function")
+    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in nodes)
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """``aten.silu.default`` for a node that calls an op."""
+    return str(node.target)
+
+
+def is_bookkeeping(node: torch.fx.Node) -> bool:
+    """True for nodes that compute nothing: picking from a tuple, the exporter's checks of metadata."""
+    return op_name(node) in ("<built-in function getitem>", "aten._assert_tensor_metadata.default")
+
+
+def where(node: torch.fx.Node) -> str:
+    """The module path and source line that a node comes from, as far as torch.export knows them."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    for prefix in ("L['self'].module", "L['self']", "module"):
+        path = path.removeprefix(prefix).lstrip(".")
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
+    source = ""
+    if lines:
+        file, line = lines[-1].removeprefix('File "').split('", line ')
+        source = f"{file.rsplit('/', 1)[-1]}:{line.split(',')[0]}"
+    return ", ".join(part for part in (path, source) if part)
+
+
+def _program(exported: torch.export.ExportedProgram, result) -> Program:
+    inputs, weights, constants = [], {}, {}
+    for spec in exported.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(name)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            weights[name] = spec.target.removeprefix("module.")
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            constants[name] = exported.constants[spec.target].detach()
+        else:
+            raise Unsupported(str(spec.kind), "only tensors can be captured")
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind != OutputKind.USER_OUTPUT:
+            raise Unsupported("a stateful module", f"forward changes {spec.target or spec.arg.name} in place")
+    output = next(n for n in exported.graph.nodes if n.op == "output")
+    outputs = list(output.args[0])
+    if not all(isinstance(o, torch.fx.Node) for o in outputs):
+        raise Unsupported("an output", "forward returns something that is no tensor")
+    return Program(exported.graph, inputs, weights, constants, outputs, result)
+
+
+def snapshot(module: torch.nn.Module) -> Callable[[], list[str]]:
+    """Remember every submodule's attributes; the returned function puts them back and names those that had changed.
+
+    Tracing runs the module's Python code on fake tensors: what it stores on itself (a cache) must not stay.
+    """
+    saved = []
+    for name, sub in module.named_modules():
+        tables = [sub.__dict__, sub._parameters, sub._buffers, sub._modules]
+        saved.append((name, [(table, dict(table)) for table in tables]))
+
+    def restore() -> list[str]:
+        changed = []
+        for name, tables in saved:
+            for table, before in tables:
+                for key in [k for k in itertools.chain(table, before) if table.get(k) is not before.get(k)]:
+                    changed.append(f"{name}.{key}".lstrip("."))
+                    if key in before:
+                        table[key] = before[key]
+                    else:
+                        table.pop(key, None)
+        return changed
+
+    return restore

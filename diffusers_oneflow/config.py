@@ -1,0 +1,30 @@
+"""Options of the backend."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OneFlowConfig:
+    """How models run on OneFlow.
+
+    Args:
+        fallback: ``"torch"`` runs a model that OneFlow cannot run in torch, with one warning;
+            ``"error"`` raises `Unsupported` instead.
+        progress: show a progress bar by stage while a large model is compiled; None shows it on a terminal only.
+        max_graphs: compiled graphs kept per model; the least recently used one is dropped beyond that.
+
+    Raises:
+        ValueError: a value outside of these.
+    """
+
+    fallback: str = "torch"
+    progress: bool | None = None
+    max_graphs: int = 16
+
+    def __post_init__(self):
+        if self.fallback not in ("torch", "error"):
+            raise ValueError(f'fallback is {self.fallback!r}; it must be "torch" or "error"')
+        if self.progress not in (None, True, False):
+            raise ValueError(f"progress is {self.progress!r}; it must be True, False or None")
+        if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
+            raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")

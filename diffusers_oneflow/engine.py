@@ -1,0 +1,119 @@
+"""Loads OneFlow: finds out whether it can run here, keeps it quiet, and makes the stock wheel safe."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+
+from .errors import EngineUnavailable
+
+VERSION = "0.9.0"
+
+_lock = threading.RLock()
+_flow = None
+_native = None
+
+
+def refusal() -> str | None:
+    """Why OneFlow cannot be loaded here, in one sentence that says what to do; None if nothing speaks against it.
+
+    Looks at versions and files only; loads nothing.
+    """
+    if sys.version_info[:2] != (3, 10):
+        return (
+            f"OneFlow {VERSION} has wheels for Python 3.10 and older only, and this is Python "
+            f"{sys.version_info[0]}.{sys.version_info[1]}: use a Python 3.10 environment for backend='oneflow'"
+        )
+    if sys.platform != "linux":
+        return f"OneFlow {VERSION} has wheels for Linux only, and this is {sys.platform}: use Linux for backend='oneflow'"
+    if importlib.util.find_spec("oneflow") is None:
+        return f"OneFlow is not installed: pip install oneflow=={VERSION}"
+    if importlib.util.find_spec("diffusers_oneflow.runtime._native") is None:
+        return "the native runtime of diffusers_oneflow was not built: reinstall it with g++ available"
+    return None
+
+
+def flow():
+    """The module oneflow, loaded if needed."""
+    return _flow if _flow is not None else load()
+
+
+def native():
+    """The native runtime (`diffusers_oneflow.runtime._native`), loaded if needed."""
+    load()
+    return _native
+
+
+def load():
+    """Import OneFlow once and return it.
+
+    Raises:
+        EngineUnavailable: with the reason and what to do.
+    """
+    global _flow, _native
+    if _flow is not None:
+        return _flow
+    with _lock:
+        if _flow is None:
+            if reason := refusal():
+                raise EngineUnavailable(reason)
+            module = _import_oneflow()
+            if module.__version__ != VERSION:
+                raise EngineUnavailable(f"OneFlow is {module.__version__}: pip install oneflow=={VERSION}")
+            _native = _install_runtime()
+            # One worker thread for all ops: they run one after the other anyway, and each uses all cores.
+            from oneflow.framework import config_util
+
+            config_util._set_resource_attr("cpu_device_num", 1, int)
+            _flow = module
+    return _flow
+
+
+def _import_oneflow():
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    with quiet() as said:
+        try:
+            return importlib.import_module("oneflow")
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    detail = f" (it said: {said()})" if said() else ""
+    raise EngineUnavailable(
+        f"OneFlow {VERSION} is installed but does not load: {reason}{detail}; "
+        "it needs nvidia-cublas-cu11, nvidia-cudnn-cu11 8.9, numpy<2 and protobuf 3.20"
+    )
+
+
+def _install_runtime():
+    from .runtime import _native as module
+
+    race, arena = module.install()
+    if not (race and arena):
+        part = "the cure of its nn.Graph race" if not race else "the memory arena"
+        raise EngineUnavailable(
+            f"this build of OneFlow is not the one of the package index: {part} finds no place in it; "
+            f"reinstall with pip install --force-reinstall oneflow=={VERSION}"
+        )
+    return module
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep what libraries write to file descriptor 2 from the user; yields a function that returns its last line."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink:
+        saved = os.dup(2)
+
+        def last_line() -> str:
+            sink.seek(0)
+            lines = sink.read().decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else ""
+
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield last_line
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

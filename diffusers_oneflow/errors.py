@@ -1,0 +1,34 @@
+"""The exceptions and warnings of the package: one sentence of what, where and what to do."""
+
+
+class OneFlowError(RuntimeError):
+    """Base of every error that this package raises by its own decision."""
+
+
+class EngineUnavailable(OneFlowError):
+    """OneFlow cannot be loaded on this machine; the message says why and what to do."""
+
+
+class Unsupported(OneFlowError):
+    """An op, a dtype or a module cannot run on OneFlow.
+
+    Args:
+        op: the ATen op (``aten.conv2d.default``) or the part that was refused.
+        reason: why, in a few words ("alpha != 1").
+        where: module path and source line, filled in by the stage that knows them.
+    """
+
+    def __init__(self, op: str, reason: str, where: str = ""):
+        self.op, self.reason, self.where = op, reason, where
+        super().__init__(f"{op} cannot run on OneFlow{f' in {where}' if where else ''}: {reason}")
+
+    def at(self, where: str) -> "Unsupported":
+        """The same refusal with its place."""
+        return self if self.where else type(self)(self.op, self.reason, where)
+
+    def __reduce__(self):
+        return type(self), (self.op, self.reason, self.where)
+
+
+class FallbackWarning(UserWarning):
+    """A model, or one kind of call to it, runs in torch although OneFlow was asked for."""

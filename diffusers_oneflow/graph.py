@@ -1,0 +1,231 @@
+"""One captured program as one oneflow.nn.Graph."""
+
+import itertools
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+
+import torch
+
+from . import engine, interop
+from .capture import Program, is_bookkeeping, op_name, where
+from .errors import OneFlowError, Unsupported
+
+# OneFlow builds one graph at a time ("cur job not leave"), and the graphs' activations share one arena,
+# so graphs neither build nor run side by side.
+ENGINE_LOCK = threading.RLock()
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one graph.
+
+    Attributes:
+        activations: the part of the shared arena that it uses.
+        unplanned: what its activations would take without reuse.
+        owned: inputs, outputs and control registers, its alone.
+    """
+
+    activations: int
+    unplanned: int
+    owned: int
+
+
+class CompiledGraph:
+    """A program that OneFlow has compiled for one set of shapes.
+
+    Args:
+        program: what to run.
+        weights: qualified name -> OneFlow tensor and the permutation to apply (`interop.flow_view`).
+        examples: one dense torch tensor per input, for shapes and dtypes.
+        stage: called with ("lowering" | "compiling", fraction done) as the build goes on.
+
+    Raises:
+        Unsupported: an op or a dtype that has no lowering; the message has op, module path and source line.
+    """
+
+    def __init__(self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None):
+        self.seconds: dict[str, float] = {}
+        self._id = next(_ids)
+        self._outputs = _Outputs(program)
+        self._inputs = [i for i, name in enumerate(program.inputs) if _used(program, name)]
+        if not self._inputs or not self._outputs.computed:
+            raise Unsupported("a graph", "no output depends on an input tensor")
+        inputs = [interop.to_flow(examples[i]) for i in self._inputs]
+        with ENGINE_LOCK:
+            self._build(program, weights, inputs, stage)
+        self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
+        self._finalizer.atexit = False
+
+    def _build(self, program, weights, inputs, stage):
+        graph = _new_graph(program, [program.inputs[i] for i in self._inputs], self._outputs.computed, weights, stage)
+        native = engine.native()
+        start = time.perf_counter()
+        graph.build_graph(*inputs)
+        _chain(graph)
+        lowered = time.perf_counter()
+        stage("compiling", 0.0)
+        native.begin_graph(self._id)
+        try:
+            graph.finish_complie_and_init_runtime()
+        finally:
+            report = native.end_graph()
+        stage("compiling", 1.0)
+        self.seconds = {"lowering": lowered - start, "compiling": time.perf_counter() - lowered}
+        self.memory = Memory(report["planned"], report["unplanned"], report["owned"])
+        graph.drop_protos()
+        self._graph = graph
+
+    def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run on dense CPU tensors, one per input of the program, unchanged afterwards; returns new tensors."""
+        inputs = [interop.to_flow(tensors[i]) for i in self._inputs]
+        made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs.specs]
+        with ENGINE_LOCK:
+            self._graph.run(inputs, [interop.to_flow(t) for t in made])
+        return self._outputs.collect(tensors, made)
+
+    def close(self):
+        """Free the graph's memory now."""
+        self._finalizer()
+
+
+def _release(graph, graph_id: int):
+    """Free what a graph owns: first its C++ object, then the memory that this one used."""
+    with ENGINE_LOCK:
+        graph.destroy()
+        engine.native().release_graph(graph_id)
+
+
+def _used(program: Program, name: str) -> bool:
+    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
+    return any(user.op != "output" for user in node.users)
+
+
+class _Outputs:
+    """Which outputs the graph computes, and which are an input handed back."""
+
+    def __init__(self, program: Program):
+        index = {name: i for i, name in enumerate(program.inputs)}
+        self.computed: list[torch.fx.Node] = []
+        self._sources = []
+        for node in program.outputs:
+            if node.name in index:
+                self._sources.append(("input", index[node.name]))
+                continue
+            if node not in self.computed:
+                self.computed.append(node)
+            self._sources.append(("made", self.computed.index(node)))
+        values = [node.meta["val"] for node in self.computed]
+        self.specs = [(tuple(v.shape), v.dtype) for v in values]
+
+    def collect(self, inputs, made):
+        return [inputs[i] if source == "input" else made[i] for source, i in self._sources]
+
+
+def _chain(graph):
+    """Make the ops run in program order, by control edges: the arena's plan depends on it."""
+    job = graph._full_graph_proto
+    previous = None
+    for op in job.net.op:
+        op.loc = ""
+        if not op.HasField("user_conf"):
+            continue
+        if previous is not None and previous not in op.ctrl_in_op_name:
+            op.ctrl_in_op_name.append(previous)
+        previous = op.name
+    graph._full_graph_proto = job
+
+
+def _lower(program: Program, env: dict, stage):
+    """Run every node's lowering; `env` maps nodes to OneFlow tensors and starts with the placeholders."""
+    from . import lowering
+    from .lowering.types import torch_dtype
+
+    flow = engine.flow()
+
+    def load(arg):
+        return torch.fx.map_arg(arg, lambda n: env[n])
+
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    for position, node in enumerate(nodes):
+        if position % 64 == 0:
+            stage("lowering", position / len(nodes))
+        if is_bookkeeping(node):
+            if "getitem" in op_name(node):
+                env[node] = env[node.args[0]][node.args[1]]
+            continue
+        try:
+            env[node] = lowering.find(op_name(node))(*load(node.args), **load(node.kwargs))
+        except Unsupported as refusal:
+            raise refusal.at(where(node)) from None
+        except RuntimeError as error:
+            message = str(error).strip().splitlines()
+            raise Unsupported(op_name(node), f"OneFlow refuses it: {message[-1] if message else error}", where(node)) from error
+        value, expected = env[node], node.meta["val"]
+        if isinstance(value, flow.Tensor) and isinstance(expected, torch.Tensor):
+            if tuple(value.shape) != tuple(expected.shape) or torch_dtype(value) != expected.dtype:
+                raise OneFlowError(
+                    f"the lowering of {op_name(node)} in {where(node)} gives {tuple(value.shape)} {value.dtype}, "
+                    f"torch {tuple(expected.shape)} {expected.dtype}: please report this"
+                )
+
+
+def _new_graph(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage):
+    """An nn.Graph that lowers `program` when it is built."""
+    flow = engine.flow()
+    internal = flow._oneflow_internal
+    from oneflow.framework.tensor_tuple_util import convert_to_tensor_tuple
+
+    from .lowering.shape import permute
+    from .lowering.types import cast
+
+    class ProgramGraph(flow.nn.Graph):
+        def build(self, *args):
+            env = {}
+            given = dict(zip(inputs, args))
+            for node in program.graph.nodes:
+                if node.op != "placeholder":
+                    break
+                if node.name in given:
+                    value = given[node.name]
+                elif node.name in program.inputs or not node.users:
+                    continue
+                else:
+                    tensor, order = weights[node.name]
+                    value = permute(tensor, list(order)) if order else tensor
+                if node.meta["val"].dtype == torch.bool:
+                    value = cast(value, torch.bool)
+                env[node] = value
+            _lower(program, env, stage)
+            results = []
+            for node in outputs:
+                value = env[node]
+                # An output op must read an op's result, and bool leaves as uint8 (dlpack has no bool).
+                value = cast(value, torch.uint8) if node.meta["val"].dtype == torch.bool else value
+                results.append(flow._C.identity(value) if node.op == "placeholder" else value)
+            return tuple(results)
+
+        def run(self, tensors, results):
+            """Fill the OneFlow tensors `results` from `tensors`; returns when that is done."""
+            results = convert_to_tensor_tuple(results)
+            internal.nn.graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
+            internal.nn.graph.RunLazyNNGraph(
+                convert_to_tensor_tuple(tensors), results, self._state_tensor_tuple, self._c_nn_graph
+            )
+            internal.nn.graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
+            internal.eager.Sync()
+
+        def drop_protos(self):
+            """Forget what only building needs."""
+            self._forward_job_proto = self._full_job_proto = self._compiled_job_proto = None
+            self._outputs_tensor_tuple_buffer = self._eager_outputs_buffer = self._outputs_tensor_tuple = None
+            self._eager_outputs = None
+
+        def destroy(self):
+            """Let go of the C++ graph and of the weights."""
+            internal.eager.Sync()
+            self._c_nn_graph = self._state_tensor_tuple = None
+
+    return ProgramGraph()

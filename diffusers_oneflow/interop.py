@@ -1,0 +1,57 @@
+"""Tensors between torch and OneFlow, without a copy."""
+
+import torch
+
+from . import engine
+
+# What from_dlpack takes; bool travels as uint8, the same bytes.
+_DIRECT = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8, torch.uint8}
+
+
+def refusal(tensor: torch.Tensor) -> str | None:
+    """Why OneFlow cannot take `tensor`, or None if it can."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a tensor of type {type(tensor).__name__}"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return f"a tensor of layout {tensor.layout}"
+    if tensor.dtype not in _DIRECT and tensor.dtype != torch.bool:
+        return f"a tensor of {tensor.dtype}"
+    if tensor.numel() == 0:
+        return "an empty tensor"
+    if tensor.device.type != "cpu":
+        return f"a tensor on {tensor.device}"
+    return None
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy of it if it is not contiguous: OneFlow would make it so in the caller's own memory."""
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.contiguous()
+
+
+def to_flow(tensor: torch.Tensor):
+    """A OneFlow tensor on the memory of a dense torch tensor (any shape; bool as uint8)."""
+    if tensor.dtype == torch.bool:
+        tensor = tensor.view(torch.uint8)
+    return engine.flow().from_dlpack(torch.to_dlpack(tensor))
+
+
+def flow_view(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """A dense view of a weight's memory, and the permutation that leads back from it.
+
+    A channels_last weight is dense when its dimensions are ordered by stride. The permutation is
+    None for a contiguous one.
+
+    Raises:
+        ValueError: the tensor is no permutation of a dense one (expanded, strided).
+    """
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        return tensor, None
+    order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    view = tensor.permute(order)
+    if not view.is_contiguous():
+        raise ValueError(f"strides {tuple(tensor.stride())} of shape {tuple(tensor.shape)} are not dense")
+    return view, tuple(order.index(d) for d in range(tensor.ndim))

@@ -1,0 +1,9 @@
+"""One small function per ATen op, from torch's meaning to OneFlow ops.
+
+Importing this package imports OneFlow: load the engine first (`engine.load`).
+"""
+
+from . import attention, conv, elementwise, factory, indexing, matmul, norm, reduction, resample, shape  # noqa: F401
+from .registry import find, is_lowered, lowered_ops, lowering
+
+__all__ = ["find", "is_lowered", "lowered_ops", "lowering"]

@@ -1,0 +1,68 @@
+"""Normalisations, from means and products: OneFlow's own layer_norm has no CPU kernel (it aborts)."""
+
+import math
+
+import oneflow as flow
+import torch
+
+from .elementwise import add, mul
+from .registry import lowering
+from .shape import reshaped
+
+_C = flow._C
+
+
+def normalised(rows, eps):
+    """Each row of a (n, k) tensor with mean 0 and variance 1 (biased, plus `eps`)."""
+    centred = _C.sub(rows, _C.reduce_mean(rows, [1], True))
+    variance = _C.reduce_mean(_C.mul(centred, centred), [1], True)
+    return _C.mul(centred, _C.rsqrt(_C.add(variance, eps)))
+
+
+def _per_channel(x, weight, bias):
+    """``x * weight + bias`` along dimension 1."""
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    if weight is not None:
+        x = _C.mul(x, reshaped(weight, shape))
+    return x if bias is None else _C.add(x, reshaped(bias, shape))
+
+
+@lowering("aten.group_norm.default")
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    groups = reshaped(input, [input.shape[0] * num_groups, -1])
+    normal = normalised(groups, eps)
+    return _per_channel(reshaped(normal, input.shape), weight, bias)
+
+
+@lowering("aten.layer_norm.default")
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    axis = input.ndim - len(normalized_shape)
+    rows = reshaped(input, [math.prod(input.shape[:axis]), -1])
+    out = reshaped(normalised(rows, eps), input.shape)
+    if weight is not None:
+        out = _C.mul(out, weight)
+    return out if bias is None else _C.add(out, bias)
+
+
+@lowering("aten.rms_norm.default")
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    if eps is None:
+        from .types import torch_dtype
+
+        eps = torch.finfo(torch_dtype(input)).eps
+    dims = list(range(input.ndim - len(normalized_shape), input.ndim))
+    square = _C.reduce_mean(_C.mul(input, input), dims, True)
+    out = _C.mul(input, _C.rsqrt(_C.add(square, eps)))
+    return out if weight is None else _C.mul(out, weight)
+
+
+@lowering("aten.batch_norm.default")
+def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
+    from ..errors import Unsupported
+
+    if training or running_mean is None:
+        raise Unsupported("aten.batch_norm.default", "batch statistics; call .eval()")
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    scale = _C.rsqrt(add(running_var, eps))
+    centred = _C.sub(input, reshaped(running_mean, shape))
+    return _per_channel(mul(centred, reshaped(scale, shape)), weight, bias)

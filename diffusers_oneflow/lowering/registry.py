@@ -1,0 +1,45 @@
+"""The table from ATen ops to their lowerings."""
+
+from collections.abc import Callable
+
+from ..errors import Unsupported
+
+_TABLE: dict[str, Callable] = {}
+
+
+def lowering(*ops: str) -> Callable[[Callable], Callable]:
+    """Register a function as the lowering of `ops` (``"aten.silu.default"``).
+
+    The function's parameters mirror the ATen schema; tensors come in as OneFlow tensors, everything
+    else as torch.export left it (Python scalars, lists, torch dtypes and devices).
+
+    Raises:
+        ValueError: an op already has a lowering; a second one would hide the first.
+    """
+
+    def register(function: Callable) -> Callable:
+        for op in ops:
+            if op in _TABLE:
+                raise ValueError(f"{op} is lowered twice: by {_TABLE[op].__module__} and {function.__module__}")
+            _TABLE[op] = function
+        return function
+
+    return register
+
+
+def find(op: str) -> Callable:
+    """The lowering of `op`; raises `Unsupported` where there is none."""
+    try:
+        return _TABLE[op]
+    except KeyError:
+        raise Unsupported(op, "no lowering is registered for it") from None
+
+
+def is_lowered(op: str) -> bool:
+    """True if `op` has a lowering."""
+    return op in _TABLE
+
+
+def lowered_ops() -> list[str]:
+    """The names of all ops that have a lowering, sorted."""
+    return sorted(_TABLE)

@@ -1,0 +1,271 @@
+"""Ops that move, join or cut data without computing on it."""
+
+import math
+
+import oneflow as flow
+
+from ..errors import Unsupported
+from .registry import lowering
+
+_C = flow._C
+
+
+def _axis(dim: int, ndim: int) -> int:
+    return dim + ndim if dim < 0 else dim
+
+
+def reshaped(x, shape):
+    """`x` with a new shape; one entry may be -1. OneFlow's kernels take dense tensors, so this is always a view."""
+    shape = list(shape)
+    if -1 in shape:
+        known = math.prod(s for s in shape if s != -1)
+        shape[shape.index(-1)] = math.prod(x.shape) // known
+    return x if list(x.shape) == shape else _C.reshape(x, shape)
+
+
+@lowering("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+def view(self, size):
+    return reshaped(self, size)
+
+
+@lowering("aten.flatten.using_ints")
+def flatten(self, start_dim=0, end_dim=-1):
+    if self.ndim == 0:
+        return reshaped(self, [1])
+    start, end = _axis(start_dim, self.ndim), _axis(end_dim, self.ndim)
+    return reshaped(self, [*self.shape[:start], -1, *self.shape[end + 1 :]])
+
+
+@lowering("aten.unflatten.int")
+def unflatten(self, dim, sizes):
+    dim = _axis(dim, self.ndim)
+    sizes = list(sizes)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = self.shape[dim] // -math.prod(sizes)
+    return reshaped(self, [*self.shape[:dim], *sizes, *self.shape[dim + 1 :]])
+
+
+@lowering("aten.unsqueeze.default")
+def unsqueeze(self, dim):
+    dim = _axis(dim, self.ndim + 1)
+    return reshaped(self, [*self.shape[:dim], 1, *self.shape[dim:]])
+
+
+@lowering("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default")
+def squeeze(self, dim=None):
+    dims = range(self.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = {_axis(d, self.ndim) for d in dims}
+    return reshaped(self, [s for i, s in enumerate(self.shape) if not (i in dims and s == 1)])
+
+
+@lowering("aten.permute.default")
+def permute(self, dims):
+    dims = [_axis(d, self.ndim) for d in dims]
+    if dims == list(range(self.ndim)):
+        return self
+    return _C.permute(self, dims)
+
+
+@lowering("aten.transpose.int")
+def transpose(self, dim0, dim1):
+    dims = list(range(self.ndim))
+    if dims:
+        dim0, dim1 = _axis(dim0, self.ndim), _axis(dim1, self.ndim)
+        dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    return permute(self, dims)
+
+
+@lowering("aten.t.default")
+def t(self):
+    return permute(self, list(range(self.ndim))[::-1])
+
+
+@lowering("aten.movedim.int")
+def movedim(self, source, destination):
+    dims = [d for d in range(self.ndim) if d != _axis(source, self.ndim)]
+    dims.insert(_axis(destination, self.ndim), _axis(source, self.ndim))
+    return permute(self, dims)
+
+
+@lowering("aten.expand.default")
+def expand(self, size, *, implicit=False):
+    lead = len(size) - self.ndim
+    size = [self.shape[i - lead] if s == -1 else s for i, s in enumerate(size)]
+    if list(self.shape) == size:
+        return self
+    return _C.broadcast_to(reshaped(self, [1] * lead + list(self.shape)), size)
+
+
+@lowering("aten.expand_as.default")
+def expand_as(self, other):
+    return expand(self, list(other.shape))
+
+
+@lowering("aten.clone.default", "aten.contiguous.default")
+def clone(self, *, memory_format=None):
+    return self
+
+
+@lowering("aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default", "aten.detach_.default")
+def alias(self):
+    return self
+
+
+@lowering("aten.dropout.default")
+def dropout(input, p, train):
+    if train and p:
+        raise Unsupported("aten.dropout.default", "the module is in training mode; call .eval()")
+    return input
+
+
+def sliced(x, dim, start, end, step=1):
+    """``x[start:end:step]`` along `dim`, with bounds already clipped to the size."""
+    starts, stops, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    starts[dim], stops[dim], steps[dim] = start, end, step
+    return _C.slice(x, starts, stops, steps)
+
+
+@lowering("aten.slice.Tensor")
+def slice_(self, dim=0, start=None, end=None, step=1):
+    dim = _axis(dim, self.ndim)
+    start, end, step = slice(start, end, step).indices(self.shape[dim])
+    if (start, end, step) == (0, self.shape[dim], 1):
+        return self
+    if end <= start:
+        raise Unsupported("aten.slice.Tensor", "an empty result")
+    return sliced(self, dim, start, end, step)
+
+
+@lowering("aten.narrow.default")
+def narrow(self, dim, start, length):
+    return slice_(self, dim, start, start + length)
+
+
+@lowering("aten.select.int")
+def select(self, dim, index):
+    dim = _axis(dim, self.ndim)
+    index = _axis(index, self.shape[dim])
+    picked = sliced(self, dim, index, index + 1)
+    return reshaped(picked, [s for i, s in enumerate(self.shape) if i != dim])
+
+
+@lowering("aten.split_with_sizes.default", "aten.split.sizes")
+def split_with_sizes(self, split_sizes, dim=0):
+    dim, parts, at = _axis(dim, self.ndim), [], 0
+    for size in split_sizes:
+        parts.append(slice_(self, dim, at, at + size))
+        at += size
+    return parts
+
+
+@lowering("aten.split.Tensor")
+def split(self, split_size, dim=0):
+    total = self.shape[_axis(dim, self.ndim)]
+    return split_with_sizes(self, [min(split_size, total - at) for at in range(0, total, split_size)], dim)
+
+
+@lowering("aten.chunk.default")
+def chunk(self, chunks, dim=0):
+    return split(self, -(-self.shape[_axis(dim, self.ndim)] // chunks), dim)
+
+
+@lowering("aten.unbind.int")
+def unbind(self, dim=0):
+    return [select(self, dim, i) for i in range(self.shape[_axis(dim, self.ndim)])]
+
+
+@lowering("aten.cat.default")
+def cat(tensors, dim=0):
+    from .types import cast, promoted, torch_dtype
+
+    dtype = torch_dtype(tensors[0])
+    for other in tensors[1:]:
+        dtype = promoted(cast(tensors[0], dtype), other)
+    tensors = [cast(x, dtype) for x in tensors]
+    return tensors[0] if len(tensors) == 1 else _C.concat(tensors, _axis(dim, tensors[0].ndim))
+
+
+@lowering("aten.stack.default")
+def stack(tensors, dim=0):
+    return cat([unsqueeze(x, _axis(dim, x.ndim + 1)) for x in tensors], _axis(dim, tensors[0].ndim + 1))
+
+
+@lowering("aten.repeat.default")
+def repeat(self, repeats):
+    if any(r == 0 for r in repeats):
+        raise Unsupported("aten.repeat.default", "an empty result")
+    x = reshaped(self, [1] * (len(repeats) - self.ndim) + list(self.shape))
+    for dim, times in enumerate(repeats):
+        if times > 1:
+            x = _C.concat([x] * times, dim)
+    return x
+
+
+@lowering("aten.repeat_interleave.self_int")
+def repeat_interleave(self, repeats, dim=None, *, output_size=None):
+    if dim is None:
+        self, dim = reshaped(self, [-1]), 0
+    dim = _axis(dim, self.ndim)
+    size = list(self.shape)
+    x = expand(unsqueeze(self, dim + 1), [*size[: dim + 1], repeats, *size[dim + 1 :]])
+    return reshaped(x, [*size[:dim], size[dim] * repeats, *size[dim + 1 :]])
+
+
+@lowering("aten.flip.default")
+def flip(self, dims):
+    return _C.flip(self, [_axis(d, self.ndim) for d in dims])
+
+
+@lowering("aten.roll.default")
+def roll(self, shifts, dims=()):
+    if not dims:
+        return reshaped(roll(reshaped(self, [-1]), shifts, [0]), self.shape)
+    for shift, dim in zip(shifts, dims):
+        size = self.shape[_axis(dim, self.ndim)]
+        if shift % size:
+            cut = size - shift % size
+            self = cat([slice_(self, dim, cut), slice_(self, dim, 0, cut)], dim)
+    return self
+
+
+@lowering("aten.pixel_shuffle.default")
+def pixel_shuffle(self, upscale_factor):
+    *lead, c, h, w = self.shape
+    r, n = upscale_factor, len(lead)
+    x = reshaped(self, [*lead, c // (r * r), r, r, h, w])
+    x = permute(x, [*range(n), n, n + 3, n + 1, n + 4, n + 2])
+    return reshaped(x, [*lead, c // (r * r), h * r, w * r])
+
+
+@lowering("aten.pixel_unshuffle.default")
+def pixel_unshuffle(self, downscale_factor):
+    *lead, c, h, w = self.shape
+    r, n = downscale_factor, len(lead)
+    x = reshaped(self, [*lead, c, h // r, r, w // r, r])
+    x = permute(x, [*range(n), n, n + 2, n + 4, n + 1, n + 3])
+    return reshaped(x, [*lead, c * r * r, h // r, w // r])
+
+
+@lowering("aten.pad.default")
+def pad(self, pad, mode="constant", value=None):
+    if mode == "constant":
+        return constant_pad_nd(self, pad, value or 0)
+    raise Unsupported("aten.pad.default", f"mode {mode!r}; only constant padding is lowered")
+
+
+@lowering("aten.constant_pad_nd.default")
+def constant_pad_nd(self, pad, value=0):
+    # By concatenation: OneFlow's pad takes no negative amounts and few dtypes.
+    for i in range(0, len(pad), 2):
+        dim = self.ndim - 1 - i // 2
+        before, after = pad[i], pad[i + 1]
+        if before < 0 or after < 0:
+            self = slice_(self, dim, max(-before, 0), self.shape[dim] - max(-after, 0))
+        parts = [self]
+        for amount, at in ((before, 0), (after, len(parts) + 1)):
+            if amount > 0:
+                shape = list(self.shape)
+                shape[dim] = amount
+                parts.insert(at, _C.constant(shape, value, self.dtype, device=self.device))
+        self = cat(parts, dim)
+    return self

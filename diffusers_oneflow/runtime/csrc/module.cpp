@@ -1,0 +1,63 @@
+// The Python module diffusers_oneflow.runtime._native. Import it after oneflow.
+#include "arena.h"
+#include "guard.h"
+#include "race.h"
+
+namespace {
+
+PyObject* Install(PyObject*, PyObject*) {
+  const bool race = dfo::InstallRaceCure();
+  const bool arena = dfo::InstallArena();
+  return Py_BuildValue("(OO)", race ? Py_True : Py_False, arena ? Py_True : Py_False);
+}
+
+PyObject* BeginGraph(PyObject*, PyObject* arg) {
+  const long long graph = PyLong_AsLongLong(arg);
+  if (graph == -1 && PyErr_Occurred()) { return nullptr; }
+  dfo::BeginGraph(graph);
+  Py_RETURN_NONE;
+}
+
+PyObject* EndGraph(PyObject*, PyObject*) {
+  const dfo::GraphMemory m = dfo::EndGraph();
+  return Py_BuildValue("{s:n,s:n,s:n,s:O}", "planned", m.planned, "unplanned", m.unplanned, "owned", m.owned, "linear",
+                       m.linear ? Py_True : Py_False);
+}
+
+PyObject* ReleaseGraph(PyObject*, PyObject* arg) {
+  const long long graph = PyLong_AsLongLong(arg);
+  if (graph == -1 && PyErr_Occurred()) { return nullptr; }
+  dfo::ReleaseGraph(graph);
+  Py_RETURN_NONE;
+}
+
+PyObject* ArenaBytes(PyObject*, PyObject*) { return PyLong_FromSize_t(dfo::ArenaBytes()); }
+
+PyObject* RaceWaits(PyObject*, PyObject*) { return PyLong_FromLong(dfo::RaceWaits()); }
+
+PyMethodDef methods[] = {
+    {"install", Install, METH_NOARGS, "Redirect OneFlow's calls: (race cure installed, arena installed)."},
+    {"begin_graph", BeginGraph, METH_O, "begin_graph(id): this thread compiles that graph until end_graph()."},
+    {"end_graph", EndGraph, METH_NOARGS, "end_graph() -> dict of the graph's bytes."},
+    {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
+    {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
+    {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock OneFlow 0.9.0 wheel safe to run.", -1,
+                      methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() {
+  PyObject* self = PyModule_Create(&module);
+  if (self == nullptr) { return nullptr; }
+  PyObject* type = dfo::MakeDictWatchType();
+  if (type == nullptr || PyModule_AddObject(self, "DictWatch", type) < 0) {
+    Py_XDECREF(type);
+    Py_DECREF(self);
+    return nullptr;
+  }
+  return self;
+}
