@@ -1,0 +1,38 @@
+"""OneFlow as a backend of diffusers: ``pipe.to(backend="oneflow")``."""
+
+import importlib
+
+from . import plugin
+
+__version__ = "0.1.0"
+
+# What is imported on first use, so that importing this package costs nothing and cannot fail.
+_PUBLIC = {
+    "compile": "compiler",
+    "detach": "compiler",
+    "explain": "explain",
+    "Explanation": "explain",
+    "OneFlowConfig": "config",
+    "OneFlowError": "errors",
+    "EngineUnavailable": "errors",
+    "Unsupported": "errors",
+    "FallbackWarning": "errors",
+    "demo_model": "demo",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+# With TORCH_DEVICE_BACKEND_AUTOLOAD=0 nobody else does.
+plugin.autoload()
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

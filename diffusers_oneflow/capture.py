@@ -1,6 +1,5 @@
 """From a call of a torch module to a graph of ATen ops."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,17 +35,15 @@ class Program:
 class _FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
-    def __init__(self, module: torch.nn.Module, rebuild: Callable, flatten: Callable):
+    def __init__(self, module: torch.nn.Module, rebuild: Callable, finish: Callable):
         super().__init__()
         self.module = module
-        self.rebuild, self.flatten = rebuild, flatten
-        self.result = None
+        self.rebuild, self.finish = rebuild, finish
 
     def forward(self, *tensors):
         args, kwargs = self.rebuild(tensors)
-        # Not module(...): that would come back to the dispatcher, and run user hooks at trace time.
-        self.result = self.flatten(self.module.forward(*args, **kwargs))
-        return tuple(self.result.tensors)
+        # Not module(...): that would come back to the dispatcher.
+        return self.finish(self.module.forward(*args, **kwargs))
 
 
 def capture(
@@ -68,13 +65,20 @@ def capture(
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
         Exception: whatever torch.export or the module's own code raises.
     """
-    call = _FlatCall(module, rebuild, flatten).train(module.training)
+    results = []
+
+    def finish(result):
+        results.append(flatten(result))
+        return tuple(results[-1].tensors)
+
+    call = _FlatCall(module, rebuild, finish)
+    call.training = module.training
     with torch.no_grad():
         exported = torch.export.export(call, tuple(tensors), strict=False)
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             exported = exported.run_decompositions({})
-    return _program(exported, call.result)
+    return _program(exported, results[0])
 
 
 def _ops(graph: torch.fx.Graph):
@@ -146,8 +150,10 @@ def snapshot(module: torch.nn.Module) -> Callable[[], list[str]]:
         changed = []
         for name, tables in saved:
             for table, before in tables:
-                for key in [k for k in itertools.chain(table, before) if table.get(k) is not before.get(k)]:
-                    changed.append(f"{name}.{key}".lstrip("."))
+                for key in [k for k in {**table, **before} if table.get(k, saved) is not before.get(k, saved)]:
+                    # torch.export itself puts equal copies of containers in the place of attributes.
+                    if not _equal(table.get(key), before.get(key)):
+                        changed.append(f"{name}.{key}".lstrip("."))
                     if key in before:
                         table[key] = before[key]
                     else:
@@ -155,3 +161,16 @@ def snapshot(module: torch.nn.Module) -> Callable[[], list[str]]:
         return changed
 
     return restore
+
+
+def _equal(a, b) -> bool:
+    """Equality of attributes: by value for containers and plain values, by identity for tensors and objects."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_equal(a[k], b[k]) for k in a)
+    return isinstance(a, (int, float, str, bytes, set, frozenset)) and a == b

@@ -64,10 +64,8 @@ def load():
             if module.__version__ != VERSION:
                 raise EngineUnavailable(f"OneFlow is {module.__version__}: pip install oneflow=={VERSION}")
             _native = _install_runtime()
-            # One worker thread for all ops: they run one after the other anyway, and each uses all cores.
-            from oneflow.framework import config_util
-
-            config_util._set_resource_attr("cpu_device_num", 1, int)
+            with quiet():
+                _start(module)
             _flow = module
     return _flow
 
@@ -97,6 +95,15 @@ def _install_runtime():
             f"reinstall with pip install --force-reinstall oneflow=={VERSION}"
         )
     return module
+
+
+def _start(module):
+    """Configure the session, and run the first op, at which OneFlow complains of missing GPUs."""
+    from oneflow.framework import config_util
+
+    # One worker thread for all ops: they run one after the other anyway, and each uses all cores.
+    config_util._set_resource_attr("cpu_device_num", 1, int)
+    module.zeros(1).numpy()
 
 
 @contextlib.contextmanager

@@ -182,6 +182,9 @@ def _new_graph(program: Program, inputs: list[str], outputs: list[torch.fx.Node]
     from .lowering.types import cast
 
     class ProgramGraph(flow.nn.Graph):
+        # nn.Graph prints what it also raises.
+        _Graph__print = staticmethod(lambda *args, **kwargs: None)
+
         def build(self, *args):
             env = {}
             given = dict(zip(inputs, args))

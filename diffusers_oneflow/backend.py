@@ -1,0 +1,141 @@
+"""Attaching models to OneFlow, in place, and detaching them again."""
+
+import functools
+
+import torch
+
+from . import engine
+from .config import OneFlowConfig
+from .dispatch import Dispatcher
+from .errors import EngineUnavailable
+
+_ATTRIBUTE = "_oneflow_dispatcher"
+
+
+class Attachment:
+    """Kept on an attached module: holds its dispatcher, and lets copies of the module be attached too.
+
+    A pickled module carries None in its place: it comes back detached, without this package.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, previous):
+        self.dispatcher, self.previous = dispatcher, previous
+
+    def __deepcopy__(self, memo: dict):
+        original = self.dispatcher._module()
+        copy = memo.get(id(original))
+        if copy is None:
+            return None
+        dispatcher = Dispatcher(copy, self.dispatcher.path, self.dispatcher.config)
+        # deepcopy drops _compiled_call_impl from the state it copies, so this stays.
+        copy.__dict__["_compiled_call_impl"] = dispatcher
+        return Attachment(dispatcher, None)
+
+    def __reduce__(self):
+        return type(None), ()
+
+
+def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
+    """Let calls of `module` run on OneFlow; an attached module only gets the new options.
+
+    Args:
+        path: the name under which messages and `explain` speak of it.
+    """
+    detach(module)
+    _guard_compile()
+    dispatcher = Dispatcher(module, path, config)
+    previous = module.__dict__.get("_compiled_call_impl")
+    module.__dict__[_ATTRIBUTE] = Attachment(dispatcher, previous)
+    module.__dict__["_compiled_call_impl"] = dispatcher
+
+
+def detach(module: torch.nn.Module) -> bool:
+    """Give `module` back to torch and free its graphs; False if it was not attached."""
+    attachment = module.__dict__.pop(_ATTRIBUTE, None)
+    if attachment is None:
+        return False
+    attachment.dispatcher.close()
+    if attachment.previous is None:
+        module.__dict__.pop("_compiled_call_impl", None)
+    else:
+        module.__dict__["_compiled_call_impl"] = attachment.previous
+    return True
+
+
+def dispatcher_of(module: torch.nn.Module) -> Dispatcher | None:
+    """The dispatcher of an attached module."""
+    attachment = module.__dict__.get(_ATTRIBUTE)
+    return attachment.dispatcher if attachment is not None else None
+
+
+@functools.cache
+def _guard_compile():
+    """Make ``module.compile()`` raise on an attached module: it would silently take OneFlow's place."""
+    original = torch.nn.Module.compile
+
+    @functools.wraps(original)
+    def compile(self, *args, **kwargs):
+        if dispatcher_of(self) is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} runs on OneFlow and cannot be compiled by torch as well: "
+                'call pipe.to(backend="torch") or diffusers_oneflow.detach(module) first'
+            )
+        return original(self, *args, **kwargs)
+
+    torch.nn.Module.compile = compile
+
+
+def targets(name: str, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules of one pipeline component that calls go through, by path.
+
+    Pipelines call ``vae.encode`` and ``vae.decode``, which tile, slice and run hooks before they reach
+    ``vae.encoder`` and ``vae.decoder``; all other models are called themselves.
+    """
+    halves = {part: getattr(model, part, None) for part in ("encoder", "decoder")}
+    if hasattr(model, "encode") and hasattr(model, "decode") and any(isinstance(m, torch.nn.Module) for m in halves.values()):
+        return {f"{name}.{part}": m for part, m in halves.items() if isinstance(m, torch.nn.Module)}
+    return {name: model}
+
+
+def models(pipe) -> dict[str, torch.nn.Module]:
+    """The modules of a pipeline (or a single module) that OneFlow runs, by path."""
+    if isinstance(pipe, torch.nn.Module):
+        return targets(type(pipe).__name__, pipe)
+    found = {}
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            found.update(targets(name, component))
+    return found
+
+
+class OneFlowBackend:
+    """The backend ``oneflow`` of the entry-point group ``diffusers.backends``."""
+
+    name = "oneflow"
+
+    @staticmethod
+    def attach(pipe, config: OneFlowConfig | None = None):
+        """Let all models of `pipe` run as OneFlow graphs, compiled at their first calls.
+
+        Raises:
+            EngineUnavailable: OneFlow cannot run here; nothing was changed.
+        """
+        if reason := engine.refusal():
+            raise EngineUnavailable(reason)
+        engine.load()
+        for path, module in models(pipe).items():
+            attach(module, path, config or OneFlowConfig())
+
+    @staticmethod
+    def detach(pipe):
+        """Give all models of `pipe` back to torch."""
+        for module in models(pipe).values():
+            detach(module)
+
+    @staticmethod
+    def is_attached(pipe) -> bool:
+        """True if any model of `pipe` runs on OneFlow."""
+        return any(dispatcher_of(m) is not None for m in models(pipe).values())
+
+
+backend = OneFlowBackend()

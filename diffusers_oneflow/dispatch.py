@@ -1,0 +1,262 @@
+"""What a call of an attached module goes through: find its graph, or capture one, and run it."""
+
+import contextlib
+import threading
+import time
+import warnings
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+
+from . import engine, interop, passes, progress, signature
+from .capture import Program, capture, snapshot
+from .config import OneFlowConfig
+from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
+from .graph import CompiledGraph
+from .structure import Structure
+
+_tracing = threading.local()
+
+
+@dataclass
+class Entry:
+    """A compiled graph and how it came to be."""
+
+    graph: CompiledGraph
+    result: signature.Flat
+    opened: bool
+    shapes: list[str]
+    ops: dict[str, int]
+    rewrites: list
+    seconds: dict[str, float]
+    calls: int = 0
+
+
+@dataclass
+class Record:
+    """What a dispatcher has done, for `explain`.
+
+    Attributes:
+        fallbacks: reason -> number of calls that ran in torch for it.
+        built: graphs compiled so far, dropped ones included.
+    """
+
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    built: int = 0
+
+
+class Dispatcher:
+    """Stands in the place of a module's call (`nn.Module._compiled_call_impl`).
+
+    Args:
+        module: the module; it is held weakly.
+        path: its name in messages (``unet``, ``vae.decoder``).
+        config: options.
+    """
+
+    def __init__(self, module: torch.nn.Module, path: str, config: OneFlowConfig):
+        self.path, self.config, self.record = path, config, Record()
+        self._module = weakref.ref(module)
+        self._lock = threading.RLock()
+        self._structure: Structure | None = None
+        self._graphs: OrderedDict[tuple, Entry | str] = OrderedDict()
+        self._closed_numbers: set[tuple] = set()
+        self._seen_numbers: dict[tuple, tuple] = {}
+        self._weights: dict[str, tuple] = {}
+        self._death = weakref.finalize(module, _forget, weakref.ref(self))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The compiled graphs, least recently used first."""
+        return [e for e in self._graphs.values() if isinstance(e, Entry)]
+
+    def __call__(self, *args, **kwargs):
+        module = self._module()
+        if getattr(_tracing, "on", False) or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            return module._call_impl(*args, **kwargs)
+        reason, call, structure = self._judge(module, args, kwargs)
+        if reason is None:
+            entry = self._entry(module, structure, call)
+            if isinstance(entry, Entry):
+                return self._run(entry, call)
+            reason = entry
+        return self._fall_back(module, reason, args, kwargs)
+
+    def close(self):
+        """Drop all graphs and what they hold."""
+        with self._lock:
+            for entry in self.entries:
+                entry.graph.close()
+            self._graphs.clear()
+            self._weights.clear()
+            self._structure = None
+
+    def _judge(self, module, args, kwargs):
+        """``(reason to run in torch or None, flattened call, structure)``."""
+        try:
+            call = signature.flatten((args, kwargs), open_numbers=True)
+        except signature.Unkeyable as error:
+            return str(error), None, None
+        for tensor in call.tensors:
+            if reason := interop.refusal(tensor):
+                return reason, None, None
+        if torch.is_autocast_enabled("cpu"):
+            return "torch.autocast is on", None, None
+        structure = self._structure_now(module)
+        if structure.refusal:
+            return structure.refusal, None, None
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*call.tensors, *structure.weights.values())):
+            return "gradients are on; call it under torch.no_grad()", None, None
+        return None, call, structure
+
+    def _structure_now(self, module) -> Structure:
+        with self._lock:
+            known = self._structure
+            if known is None or not known.unchanged():
+                self._structure = Structure(module)
+                if known is not None and known.weights_key != self._structure.weights_key:
+                    self._drop_stale(known)
+            return self._structure
+
+    def _drop_stale(self, known: Structure):
+        """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
+        for key in [k for k in self._graphs if k[0] == known.key]:
+            entry = self._graphs.pop(key)
+            if isinstance(entry, Entry):
+                entry.graph.close()
+        self._weights.clear()
+
+    def _entry(self, module, structure: Structure, call: signature.Flat) -> Entry | str:
+        """The graph for this call, or the reason why there is none."""
+        shapes = tuple((tuple(t.shape), t.dtype) for t in call.tensors)
+        base = (structure.key, call.spec, shapes, torch.get_default_dtype())
+        with self._lock:
+            opened = self._open(base, call.numbers)
+            key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
+            entry = self._graphs.get(key)
+            if entry is None and opened and call.numbers:
+                entry = self._build(module, structure, call, True)
+                if not isinstance(entry, Entry):
+                    # The code needs the number itself (a branch on it, say): one graph per value.
+                    self._closed_numbers.add(base)
+                    key = (*base, False, tuple(map(_number_key, call.numbers)))
+                    entry = None
+            if entry is None:
+                entry = self._build(module, structure, call, False)
+            self._graphs[key] = entry
+            self._graphs.move_to_end(key)
+            while len(self._graphs) > self.config.max_graphs:
+                _, oldest = self._graphs.popitem(last=False)
+                if isinstance(oldest, Entry):
+                    oldest.graph.close()
+            return entry
+
+    def _open(self, base: tuple, numbers: list) -> bool:
+        """True if the call's numbers are to be inputs of the graph: floats at once, integers once they vary."""
+        if not numbers or base in self._closed_numbers:
+            return False
+        first = self._seen_numbers.setdefault(base, tuple(numbers))
+        return any(type(a) is float or a != b for a, b in zip(numbers, first))
+
+    def _build(self, module, structure, call, opened) -> Entry | str:
+        start = time.perf_counter()
+        bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
+        try:
+            with bar:
+                program = self._capture(module, call, opened)
+                captured = time.perf_counter()
+                bar.stage("passes", 0.0)
+                rewrites = passes.run(program)
+                rewritten = time.perf_counter()
+                tensors = _tensors(call, opened)
+                graph = CompiledGraph(program, self._bind(program, structure), tensors, bar.stage)
+        except EngineUnavailable:
+            raise
+        except OneFlowError as error:
+            return str(error)
+        except Exception as error:  # whatever the module's code or torch.export raises: torch must judge the call
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"it could not be captured by torch.export: {type(error).__name__}: {message}"
+        seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
+        self.record.built += 1
+        shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
+        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds)
+
+    def _capture(self, module, call, opened) -> Program:
+        engine.load()
+        from . import lowering
+
+        count = len(call.tensors)
+
+        def rebuild(tensors):
+            numbers = tensors[count:] if opened else call.numbers
+            return signature.rebuild_call(call.spec, tensors[:count], numbers)
+
+        restore = snapshot(module)
+        _tracing.on = True
+        try:
+            program = capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
+        finally:
+            _tracing.on = False
+            changed = restore()
+        if changed:
+            raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
+        return program
+
+    def _bind(self, program: Program, structure: Structure) -> dict:
+        """Placeholder -> OneFlow tensor on the weight's own memory, one per weight for all graphs."""
+        bound = {}
+        for name, qualified in program.weights.items():
+            if qualified not in self._weights:
+                self._weights[qualified] = _weight(qualified, structure.weights[qualified])
+            bound[name] = self._weights[qualified]
+        for name, constant in program.constants.items():
+            bound[name] = _weight(name, constant)
+        return bound
+
+    def _run(self, entry: Entry, call: signature.Flat):
+        entry.calls += 1
+        outputs = entry.graph(_tensors(call, entry.opened))
+        return signature.rebuild(entry.result.spec, outputs)
+
+    def _fall_back(self, module, reason: str, args, kwargs):
+        count = self.record.fallbacks.get(reason, 0)
+        self.record.fallbacks[reason] = count + 1
+        # Torch first: a call that is wrong in itself raises torch's own error.
+        result = module._call_impl(*args, **kwargs)
+        message = f"{self.path} ran in torch, not on OneFlow: {reason}"
+        if self.config.fallback == "error":
+            raise Unsupported(self.path, reason)
+        if count == 0:
+            warnings.warn(f"{message}. diffusers_oneflow.explain() lists all such cases.", FallbackWarning, stacklevel=3)
+        return result
+
+
+def _tensors(call: signature.Flat, opened: bool) -> list[torch.Tensor]:
+    tensors = [interop.dense(t) for t in call.tensors]
+    if opened:
+        tensors += [torch.tensor(n, dtype=torch.float64 if type(n) is float else torch.int64) for n in call.numbers]
+    return tensors
+
+
+def _number_key(number) -> tuple:
+    return type(number), number.hex() if type(number) is float else number
+
+
+def _weight(name: str, tensor: torch.Tensor) -> tuple:
+    if reason := interop.refusal(tensor.detach() if type(tensor) is torch.nn.Parameter else tensor):
+        raise Unsupported(f"the weight {name}", reason)
+    try:
+        view, order = interop.flow_view(tensor)
+    except ValueError as error:
+        raise Unsupported(f"the weight {name}", str(error)) from None
+    return interop.to_flow(view), order
+
+
+def _forget(reference):
+    dispatcher = reference()
+    if dispatcher is not None:
+        with contextlib.suppress(Exception):  # at interpreter exit parts of OneFlow may be gone already
+            dispatcher.close()

@@ -1,0 +1,143 @@
+"""What OneFlow runs of a pipeline, and what it does not, with reasons."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from .backend import dispatcher_of, models
+from .dispatch import Entry
+
+
+@dataclass
+class GraphReport:
+    """One compiled graph.
+
+    Attributes:
+        inputs: shape and dtype of each input.
+        ops: ATen op -> number of nodes after the passes.
+        rewrites: pass -> how often it was applied.
+        near_misses: "pass: op in place: reason".
+        seconds: capture, passes, lowering, compiling.
+        activation_bytes: of the arena that all graphs share.
+        unplanned_bytes: the same without reuse of memory.
+        owned_bytes: inputs, outputs and control, this graph's alone.
+        calls: how often it ran.
+    """
+
+    inputs: list[str]
+    ops: dict[str, int]
+    rewrites: dict[str, int]
+    near_misses: list[str]
+    seconds: dict[str, float]
+    activation_bytes: int
+    unplanned_bytes: int
+    owned_bytes: int
+    calls: int
+
+
+@dataclass
+class ComponentReport:
+    """One model of the pipeline.
+
+    Attributes:
+        weight_bytes: parameters and buffers, shared with torch.
+        fallbacks: reason -> calls that ran in torch for it.
+        built: graphs compiled in all, dropped ones included.
+    """
+
+    weight_bytes: int
+    graphs: list[GraphReport] = field(default_factory=list)
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    built: int = 0
+
+
+class Explanation(dict):
+    """Component path -> `ComponentReport`; prints as a table."""
+
+    @property
+    def fallbacks(self) -> int:
+        """Calls of all components that ran in torch."""
+        return sum(sum(c.fallbacks.values()) for c in self.values())
+
+    def print(self, console: Console | None = None):
+        """Print the tables: graphs, then fallbacks, then near misses."""
+        console = console or Console()
+        table = Table(title="OneFlow graphs")
+        for column in ("component", "inputs", "nodes", "rewrites", "compile s", "activations", "weights", "calls"):
+            table.add_column(column, justify="left" if column in ("component", "inputs", "rewrites") else "right")
+        for path, component in self.items():
+            for graph in component.graphs:
+                table.add_row(path, *_row(graph), _megabytes(component.weight_bytes), str(graph.calls))
+            if not component.graphs:
+                table.add_row(path, "(no graph yet)", "", "", "", "", _megabytes(component.weight_bytes), "0")
+        console.print(table)
+        for path, component in self.items():
+            for reason, calls in component.fallbacks.items():
+                console.print(f"{path}: {calls} calls ran in torch: {reason}", markup=False)
+        console.print(f"{self.fallbacks} fallbacks", markup=False)
+
+    def ops(self) -> dict[str, int]:
+        """ATen op -> nodes in all graphs together."""
+        total: dict[str, int] = {}
+        for component in self.values():
+            for graph in component.graphs:
+                for op, count in graph.ops.items():
+                    total[op] = total.get(op, 0) + count
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def explain(pipe, show: bool = True) -> Explanation:
+    """What OneFlow does for a pipeline or a single module; printed as a table unless `show` is False.
+
+    Raises:
+        ValueError: nothing of it is attached.
+    """
+    report = Explanation()
+    for path, module in models(pipe).items():
+        dispatcher = dispatcher_of(module)
+        if dispatcher is None:
+            continue
+        weights = {w.data_ptr(): w.nbytes for w in (*module.parameters(), *module.buffers())}
+        report[path] = ComponentReport(
+            sum(weights.values()),
+            [_graph(entry) for entry in dispatcher.entries],
+            dict(dispatcher.record.fallbacks),
+            dispatcher.record.built,
+        )
+    if not report:
+        raise ValueError(f'{type(pipe).__name__} is not attached to OneFlow: call .to(backend="oneflow") first')
+    if show:
+        report.print()
+    return report
+
+
+def _graph(entry: Entry) -> GraphReport:
+    memory = entry.graph.memory
+    return GraphReport(
+        inputs=entry.shapes,
+        ops=entry.ops,
+        rewrites={r.name: r.applied for r in entry.rewrites},
+        near_misses=[f"{r.name}: {miss}" for r in entry.rewrites for miss in r.near_misses],
+        seconds=entry.seconds,
+        activation_bytes=memory.activations,
+        unplanned_bytes=memory.unplanned,
+        owned_bytes=memory.owned,
+        calls=entry.calls,
+    )
+
+
+def _row(graph: GraphReport) -> tuple[str, ...]:
+    rewrites = ", ".join(f"{name} {count}" for name, count in graph.rewrites.items() if count)
+    stages = " + ".join(f"{s:.1f}" for s in graph.seconds.values())
+    return (
+        "\n".join(graph.inputs),
+        str(sum(graph.ops.values())),
+        rewrites,
+        f"{sum(graph.seconds.values()):.1f} ({stages})",
+        _megabytes(graph.activation_bytes + graph.owned_bytes),
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MB"

@@ -1,0 +1,70 @@
+"""What every pass is and reports."""
+
+import torch
+
+from ..capture import Program, op_name, where
+
+
+class Rewrite:
+    """A pass over a program's graph; subclasses say in their docstring what they do and why.
+
+    Attributes:
+        applied: how often the pass changed something.
+        near_misses: "place: reason" for places that look like the pattern but must stay.
+    """
+
+    def __init__(self):
+        self.applied = 0
+        self.near_misses: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The pass's name in reports."""
+        return type(self).__name__
+
+    def run(self, program: Program) -> "Rewrite":
+        """Visit every op once, in order."""
+        for node in list(program.graph.nodes):
+            if node.op == "call_function":
+                self.visit(program, node)
+        return self
+
+    def visit(self, program: Program, node: torch.fx.Node):
+        """Rewrite at `node`, if the pattern ends there."""
+        raise NotImplementedError
+
+    def why_not(self, node: torch.fx.Node, reason: str):
+        """Note a near miss at `node`."""
+        self.near_misses.append(f"{op_name(node)} in {where(node) or node.name}: {reason}")
+
+    def replace(self, program: Program, node: torch.fx.Node, by: torch.fx.Node):
+        """Let all users of `node`, outputs of the program included, use `by`."""
+        node.replace_all_uses_with(by)
+        program.outputs = [by if o is node else o for o in program.outputs]
+        program.graph.erase_node(node)
+        self.applied += 1
+
+
+def value(node: torch.fx.Node) -> torch.Tensor:
+    """Shape and dtype of what a node makes (a fake tensor)."""
+    return node.meta["val"]
+
+
+class custom_op:
+    """Decorator: makes a function the target of nodes for an op that ATen does not have.
+
+    The node's op name is `name`, under which the op has a lowering; calling it computes it in torch.
+    """
+
+    def __init__(self, name: str):
+        self._name = self.__name__ = self.__qualname__ = name
+        self.__module__ = __name__
+
+    def __call__(self, *args):
+        if not hasattr(self, "_function"):
+            self._function = args[0]
+            return self
+        return self._function(*args)
+
+    def __str__(self) -> str:
+        return self._name

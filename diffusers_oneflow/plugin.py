@@ -1,0 +1,138 @@
+"""Gives stock diffusers pipelines `pipe.to(backend=...)`.
+
+`autoload` is called by ``import torch`` (entry-point group ``torch.backends``), so this module imports
+nothing but the standard library, and nothing here may raise. diffusers cannot be imported at that
+point, since it may be what imported torch: an import hook extends its two `to` methods right after
+their modules have run.
+"""
+
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+
+GROUP = "diffusers.backends"
+_TARGETS = {
+    "diffusers.pipelines.pipeline_utils": "DiffusionPipeline",
+    "diffusers.modular_pipelines.modular_pipeline": "ModularPipeline",
+}
+
+
+def autoload():
+    """Extend diffusers now where it is imported already, else when it will be. Never raises."""
+    try:
+        for name in _TARGETS:
+            # A module that is being imported is in sys.modules without its class: the finder is too
+            # late for it, so its loader is wrapped where it stands.
+            if name in sys.modules:
+                _extend(sys.modules[name])
+        if not any(isinstance(f, _Finder) for f in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())
+    except Exception as error:  # `import torch` must not fail for any program on the machine
+        print(f"diffusers_oneflow could not extend diffusers: {error}", file=sys.stderr)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; wraps the loader of the two modules."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _TARGETS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs a module as its own loader does, then extends it."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        self._loader.exec_module(module)
+        try:
+            _extend(module)
+        except Exception as error:  # diffusers must import whatever happens here
+            print(f"diffusers_oneflow could not extend {module.__name__}: {error}", file=sys.stderr)
+
+
+def _extend(module):
+    cls = getattr(module, _TARGETS[module.__name__], None)
+    if cls is None or hasattr(cls.to, "_takes_backend"):
+        return
+    original = cls.to
+
+    @functools.wraps(original)
+    def to(self, *args, backend=None, backend_config=None, **kwargs):
+        if backend is None and backend_config is not None:
+            raise ValueError("backend_config needs backend as well, as in pipe.to(backend='oneflow', backend_config=...)")
+        chosen = find(backend) if backend is not None else None
+        pipe = original(self, *args, **kwargs) if args or kwargs or backend is None else self
+        if chosen is not None:
+            switch(pipe, chosen, backend_config)
+        return pipe
+
+    to.__doc__ = (original.__doc__ or "") + _DOC
+    to._takes_backend = True
+    cls.to = to
+
+
+_DOC = """
+        Added by diffusers_oneflow:
+            backend (`str`, *optional*):
+                What runs the pipeline's models: "torch", or a backend that a package offers in the
+                entry-point group `diffusers.backends`, such as "oneflow".
+            backend_config (*optional*):
+                Options for that backend (`diffusers_oneflow.OneFlowConfig`).
+"""
+
+
+class _Torch:
+    """The backend every pipeline starts with: leaving all others is all it takes."""
+
+    @staticmethod
+    def attach(pipe, config=None):
+        """Nothing to do."""
+
+    @staticmethod
+    def detach(pipe):
+        """Nothing to do."""
+
+
+def available() -> dict[str, object]:
+    """Backend name -> its entry point; "torch" is always there."""
+    from importlib.metadata import entry_points
+
+    return {"torch": None, **{point.name: point for point in entry_points(group=GROUP)}}
+
+
+def find(name: str):
+    """The backend object called `name`, with ``attach(pipe[, config])`` and ``detach(pipe)``.
+
+    Raises:
+        ValueError: no package offers it; the message names those available.
+    """
+    points = available()
+    if not isinstance(name, str) or name not in points:
+        raise ValueError(f"unknown backend {name!r}; available: {', '.join(sorted(points))}")
+    return _Torch if points[name] is None else points[name].load()
+
+
+def switch(pipe, chosen, config=None):
+    """Take `pipe` off every other backend and attach it to `chosen`; if that fails, it is left on torch."""
+    for point in available().values():
+        # Only a backend that is imported can have attached anything.
+        if point is not None and point.module in sys.modules and (other := point.load()) is not chosen:
+            other.detach(pipe)
+    if config is None:
+        chosen.attach(pipe)
+    else:
+        chosen.attach(pipe, config)
