@@ -15,7 +15,7 @@ from .capture import Program, capture, snapshot
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
 from .graph import CompiledGraph
-from .structure import Structure
+from .structure import Interned, Structure
 
 _tracing = threading.local()
 
@@ -61,6 +61,7 @@ class Dispatcher:
         self._module = weakref.ref(module)
         self._lock = threading.RLock()
         self._structure: Structure | None = None
+        self._interned = Interned()
         self._graphs: OrderedDict[tuple, Entry | str] = OrderedDict()
         self._closed_numbers: set[tuple] = set()
         self._seen_numbers: dict[tuple, tuple] = {}
@@ -91,7 +92,7 @@ class Dispatcher:
                 entry.graph.close()
             self._graphs.clear()
             self._weights.clear()
-            self._structure = None
+            self._structure, self._interned = None, Interned()
 
     def _judge(self, module, args, kwargs):
         """``(reason to run in torch or None, flattened call, structure)``."""
@@ -115,14 +116,14 @@ class Dispatcher:
         with self._lock:
             known = self._structure
             if known is None or not known.unchanged():
-                self._structure = Structure(module)
+                self._structure = self._interned.intern(Structure(module), {k[0] for k in self._graphs})
                 if known is not None and known.weights_key != self._structure.weights_key:
                     self._drop_stale(known)
             return self._structure
 
     def _drop_stale(self, known: Structure):
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
-        for key in [k for k in self._graphs if k[0] == known.key]:
+        for key in [k for k in self._graphs if k[0] == known.token]:
             entry = self._graphs.pop(key)
             if isinstance(entry, Entry):
                 entry.graph.close()
@@ -131,7 +132,7 @@ class Dispatcher:
     def _entry(self, module, structure: Structure, call: signature.Flat) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
         shapes = tuple((tuple(t.shape), t.dtype) for t in call.tensors)
-        base = (structure.key, call.spec, shapes, torch.get_default_dtype())
+        base = (structure.token, call.spec, shapes, torch.get_default_dtype())
         with self._lock:
             opened = self._open(base, call.numbers)
             key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))

@@ -98,11 +98,12 @@ def _install_runtime():
 
 
 def _start(module):
-    """Configure the session, and run the first op, at which OneFlow complains of missing GPUs."""
-    from oneflow.framework import config_util
+    """Configure OneFlow's session and start it; both it and the first op complain of missing GPUs."""
+    from oneflow.framework import config_util, session_context
 
     # One worker thread for all ops: they run one after the other anyway, and each uses all cores.
     config_util._set_resource_attr("cpu_device_num", 1, int)
+    session_context.GetDefaultSession().TryInit()
     module.zeros(1).numpy()
 
 

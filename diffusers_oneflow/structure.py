@@ -33,6 +33,7 @@ class Structure:
 
     Attributes:
         key: hashable; equal for equal structures.
+        token: a small number in the place of the key, which takes a millisecond to hash.
         weights: qualified name -> parameter or buffer.
         refusal: why a module in this state must run in torch, or None.
     """
@@ -51,6 +52,7 @@ class Structure:
         self._forwards = [t.forward for t in self._types]
         self._addresses = self._read_addresses()
         self.weights_key = tuple(self._addresses[0])
+        self.token = -1  # set by `Interned`
         self.key = (self.key, tuple(self.weights), *map(tuple, self._addresses), tuple(self._forwards))
         self._watch = engine.native().DictWatch(self._dicts)
 
@@ -120,3 +122,22 @@ class Structure:
     def _identity(self, value) -> int:
         self._alive.append(value)
         return id(value)
+
+
+class Interned:
+    """Gives equal structures the same token."""
+
+    def __init__(self):
+        self._known: dict[tuple, Structure] = {}
+        self._next = 0
+
+    def intern(self, structure: Structure, in_use: set[int]) -> Structure:
+        """Set the structure's token. Of the known ones only those `in_use`, and so needed again, are kept."""
+        same = self._known.get(structure.key)
+        if same is None:
+            self._known = {k: s for k, s in self._known.items() if s.token in in_use}
+            self._next += 1
+        structure.token = self._next if same is None else same.token
+        # The newest holds the objects that the key names by identity; equal keys name the same ones.
+        self._known[structure.key] = structure
+        return structure
