@@ -1,5 +1,8 @@
 """From a call of a torch module to a graph of ATen ops."""
 
+import contextlib
+import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -7,6 +10,8 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
 from .errors import Unsupported
+
+_TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -65,16 +70,24 @@ def capture(
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
         Exception: whatever torch.export or the module's own code raises.
     """
-    results = []
+    results, changed = [], []
+    # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
+    # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
+    module = twin(module)
+    changes = watch(module)
 
     def finish(result):
+        # Here, since torch.export puts back some attributes itself before it returns.
+        changed.extend(changes())
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
     call = _FlatCall(module, rebuild, finish)
     call.training = module.training
-    with torch.no_grad():
+    with torch.no_grad(), _alone():
         exported = torch.export.export(call, tuple(tensors), strict=False)
+        if changed:
+            raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             exported = exported.run_decompositions({})
@@ -136,36 +149,77 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
     return Program(exported.graph, inputs, weights, constants, outputs, result)
 
 
-def snapshot(module: torch.nn.Module) -> Callable[[], list[str]]:
-    """Remember every submodule's attributes; the returned function puts them back and names those that had changed.
+@contextlib.contextmanager
+def _alone():
+    """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
+    tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
+    with _TRACE_LOCK:
+        owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
-    Tracing runs the module's Python code on fake tensors: what it stores on itself (a cache) must not stay.
+        def guarded_call(self, m, forward, args, kwargs):
+            mine = threading.get_ident() == owner
+            return call_module(self, m, forward, args, kwargs) if mine else forward(*args, **kwargs)
+
+        def guarded_getattr(self, attr, attr_val, cache):
+            return getattr_(self, attr, attr_val, cache) if threading.get_ident() == owner else attr_val
+
+        tracer.call_module, tracer.getattr = guarded_call, guarded_getattr
+        try:
+            yield
+        finally:
+            tracer.call_module, tracer.getattr = call_module, getattr_
+
+
+def twin(module: torch.nn.Module) -> torch.nn.Module:
+    """A deep copy of a module, not attached to OneFlow, whose tensors are the module's own."""
+    memo: dict = {}
+    for sub in module.modules():
+        for value in (*sub._parameters.values(), *sub._buffers.values(), *_tensors_in(sub.__dict__, 3)):
+            memo[id(value)] = value
+        memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
+    return copy.deepcopy(module, memo)
+
+
+def _tensors_in(attributes: dict, depth: int):
+    """Tensors that stand in attributes, and in containers and plain objects (attention processors) `depth` levels down."""
+    for value in attributes.values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif not depth or isinstance(value, (torch.nn.Module, type, str, int, float, bool, type(None))):
+            continue
+        elif isinstance(value, dict):
+            yield from _tensors_in(value, depth - 1)
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(dict(enumerate(value)), depth - 1)
+        elif isinstance(inner := getattr(value, "__dict__", None), dict):
+            yield from _tensors_in(inner, depth - 1)
+
+
+def watch(module: torch.nn.Module) -> Callable[[], list[str]]:
+    """Remember every submodule's attributes; the returned function names those that have changed since.
+
+    A module that stores something on itself when it runs (a cache, a counter) is one that no graph can stand for.
     """
-    saved = []
-    for name, sub in module.named_modules():
-        tables = [sub.__dict__, sub._parameters, sub._buffers, sub._modules]
-        saved.append((name, [(table, dict(table)) for table in tables]))
+    # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
+    saved = [
+        (name, table, dict(table)) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)
+    ]
 
-    def restore() -> list[str]:
-        changed = []
-        for name, tables in saved:
-            for table, before in tables:
-                for key in [k for k in {**table, **before} if table.get(k, saved) is not before.get(k, saved)]:
-                    # torch.export itself puts equal copies of containers in the place of attributes.
-                    if not _equal(table.get(key), before.get(key)):
-                        changed.append(f"{name}.{key}".lstrip("."))
-                    if key in before:
-                        table[key] = before[key]
-                    else:
-                        table.pop(key, None)
-        return changed
+    def changes() -> list[str]:
+        # torch.export itself puts equal copies of containers in the place of attributes.
+        return [
+            f"{name}.{key}".lstrip(".")
+            for name, table, before in saved
+            for key in {**table, **before}
+            if not _equal(table.get(key, saved), before.get(key, saved))
+        ]
 
-    return restore
+    return changes
 
 
 def _equal(a, b) -> bool:
-    """Equality of attributes: by value for containers and plain values, by identity for tensors and objects."""
-    if a is b:
+    """Equality of attributes: by value for containers and plain values, by identity for objects; torch.export minds tensors."""
+    if a is b or (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return True
     if type(a) is not type(b):
         return False

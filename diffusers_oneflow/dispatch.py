@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 
 from . import engine, interop, passes, progress, signature
-from .capture import Program, capture, snapshot
+from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
-from .graph import CompiledGraph
+from .graph import CompiledGraph, GraphClosed
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -78,11 +78,13 @@ class Dispatcher:
         if getattr(_tracing, "on", False) or torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return module._call_impl(*args, **kwargs)
         reason, call, structure = self._judge(module, args, kwargs)
-        if reason is None:
+        while reason is None:
             entry = self._entry(module, structure, call)
             if isinstance(entry, Entry):
-                return self._run(entry, call)
-            reason = entry
+                with contextlib.suppress(GraphClosed):
+                    return self._run(entry, call)
+            else:
+                reason = entry
         return self._fall_back(module, reason, args, kwargs)
 
     def close(self):
@@ -195,16 +197,11 @@ class Dispatcher:
             numbers = tensors[count:] if opened else call.numbers
             return signature.rebuild_call(call.spec, tensors[:count], numbers)
 
-        restore = snapshot(module)
         _tracing.on = True
         try:
-            program = capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
+            return capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
         finally:
             _tracing.on = False
-            changed = restore()
-        if changed:
-            raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
-        return program
 
     def _bind(self, program: Program, structure: Structure) -> dict:
         """Placeholder -> OneFlow tensor on the weight's own memory, one per weight for all graphs."""
@@ -236,7 +233,7 @@ class Dispatcher:
 
 
 def _tensors(call: signature.Flat, opened: bool) -> list[torch.Tensor]:
-    tensors = [interop.dense(t) for t in call.tensors]
+    tensors = list(call.tensors)
     if opened:
         tensors += [torch.tensor(n, dtype=torch.float64 if type(n) is float else torch.int64) for n in call.numbers]
     return tensors

@@ -77,7 +77,7 @@ def _import_oneflow():
             return importlib.import_module("oneflow")
         except Exception as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    detail = f" (it said: {said()})" if said() else ""
+            detail = f" (it said: {said()})" if said() else ""
     raise EngineUnavailable(
         f"OneFlow {VERSION} is installed but does not load: {reason}{detail}; "
         "it needs nvidia-cublas-cu11, nvidia-cudnn-cu11 8.9, numpy<2 and protobuf 3.20"

@@ -1,5 +1,6 @@
 """One captured program as one oneflow.nn.Graph."""
 
+import functools
 import itertools
 import threading
 import time
@@ -33,13 +34,17 @@ class Memory:
     owned: int
 
 
+class GraphClosed(Exception):
+    """The graph was dropped between being found and being run; look for it again."""
+
+
 class CompiledGraph:
     """A program that OneFlow has compiled for one set of shapes.
 
     Args:
         program: what to run.
         weights: qualified name -> OneFlow tensor and the permutation to apply (`interop.flow_view`).
-        examples: one dense torch tensor per input, for shapes and dtypes.
+        examples: one torch tensor per input, for shapes and dtypes.
         stage: called with ("lowering" | "compiling", fraction done) as the build goes on.
 
     Raises:
@@ -53,14 +58,15 @@ class CompiledGraph:
         self._inputs = [i for i, name in enumerate(program.inputs) if _used(program, name)]
         if not self._inputs or not self._outputs.computed:
             raise Unsupported("a graph", "no output depends on an input tensor")
-        inputs = [interop.to_flow(examples[i]) for i in self._inputs]
+        inputs = [interop.to_flow(interop.dense(examples[i])) for i in self._inputs]
         with ENGINE_LOCK:
             self._build(program, weights, inputs, stage)
         self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
         self._finalizer.atexit = False
 
     def _build(self, program, weights, inputs, stage):
-        graph = _new_graph(program, [program.inputs[i] for i in self._inputs], self._outputs.computed, weights, stage)
+        names = [program.inputs[i] for i in self._inputs]
+        graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage))
         native = engine.native()
         start = time.perf_counter()
         graph.build_graph(*inputs)
@@ -75,15 +81,23 @@ class CompiledGraph:
         stage("compiling", 1.0)
         self.seconds = {"lowering": lowered - start, "compiling": time.perf_counter() - lowered}
         self.memory = Memory(report["planned"], report["unplanned"], report["owned"])
-        graph.drop_protos()
+        graph.forget_source()
         self._graph = graph
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run on dense CPU tensors, one per input of the program, unchanged afterwards; returns new tensors."""
-        inputs = [interop.to_flow(tensors[i]) for i in self._inputs]
+        """Run on CPU tensors of any strides, one per input of the program, unchanged afterwards.
+
+        Returns new tensors, and an input itself where the module handed it back.
+
+        Raises:
+            GraphClosed: another thread has dropped the graph.
+        """
+        inputs = [interop.dense(tensors[i]) for i in self._inputs]
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs.specs]
         with ENGINE_LOCK:
-            self._graph.run(inputs, [interop.to_flow(t) for t in made])
+            if not self._finalizer.alive:
+                raise GraphClosed
+            self._graph.run(list(map(interop.to_flow, inputs)), list(map(interop.to_flow, made)))
         return self._outputs.collect(tensors, made)
 
     def close(self):
@@ -138,7 +152,36 @@ def _chain(graph):
     graph._full_graph_proto = job
 
 
-def _lower(program: Program, env: dict, stage):
+def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, args) -> tuple:
+    """The body of nn.Graph.build: from lazy input tensors to lazy output tensors."""
+    flow = engine.flow()
+    from .lowering.shape import permute
+    from .lowering.types import cast
+
+    env, given = {}, dict(zip(inputs, args))
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            break
+        if node.name in given:
+            value = given[node.name]
+        elif node.name in program.inputs or not node.users:
+            continue
+        else:
+            tensor, order = weights[node.name]
+            value = permute(tensor, list(order)) if order else tensor
+        # Bool comes and leaves as uint8: dlpack has no bool.
+        env[node] = cast(value, torch.bool) if node.meta["val"].dtype == torch.bool else value
+    _lower_nodes(program, env, stage)
+    results = []
+    for node in outputs:
+        value = env[node]
+        value = cast(value, torch.uint8) if node.meta["val"].dtype == torch.bool else value
+        # An output must read what an op of this graph made.
+        results.append(flow._C.identity(value) if node.op == "placeholder" else value)
+    return tuple(results)
+
+
+def _lower_nodes(program: Program, env: dict, stage):
     """Run every node's lowering; `env` maps nodes to OneFlow tensors and starts with the placeholders."""
     from . import lowering
     from .lowering.types import torch_dtype
@@ -172,63 +215,42 @@ def _lower(program: Program, env: dict, stage):
                 )
 
 
-def _new_graph(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage):
-    """An nn.Graph that lowers `program` when it is built."""
+@functools.cache
+def _graph_class():
+    """The nn.Graph that lowers a program when it is built; defined late, since it needs OneFlow."""
     flow = engine.flow()
-    internal = flow._oneflow_internal
+    run_graph, sync = flow._oneflow_internal.nn.graph, flow._oneflow_internal.eager.Sync
     from oneflow.framework.tensor_tuple_util import convert_to_tensor_tuple
-
-    from .lowering.shape import permute
-    from .lowering.types import cast
 
     class ProgramGraph(flow.nn.Graph):
         # nn.Graph prints what it also raises.
         _Graph__print = staticmethod(lambda *args, **kwargs: None)
 
+        def __init__(self, lower):
+            super().__init__()
+            # Past nn.Graph's own __setattr__, which takes modules only.
+            self.__dict__["_lower"] = lower
+
         def build(self, *args):
-            env = {}
-            given = dict(zip(inputs, args))
-            for node in program.graph.nodes:
-                if node.op != "placeholder":
-                    break
-                if node.name in given:
-                    value = given[node.name]
-                elif node.name in program.inputs or not node.users:
-                    continue
-                else:
-                    tensor, order = weights[node.name]
-                    value = permute(tensor, list(order)) if order else tensor
-                if node.meta["val"].dtype == torch.bool:
-                    value = cast(value, torch.bool)
-                env[node] = value
-            _lower(program, env, stage)
-            results = []
-            for node in outputs:
-                value = env[node]
-                # An output op must read an op's result, and bool leaves as uint8 (dlpack has no bool).
-                value = cast(value, torch.uint8) if node.meta["val"].dtype == torch.bool else value
-                results.append(flow._C.identity(value) if node.op == "placeholder" else value)
-            return tuple(results)
+            return self._lower(args)
 
         def run(self, tensors, results):
             """Fill the OneFlow tensors `results` from `tensors`; returns when that is done."""
             results = convert_to_tensor_tuple(results)
-            internal.nn.graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
-            internal.nn.graph.RunLazyNNGraph(
-                convert_to_tensor_tuple(tensors), results, self._state_tensor_tuple, self._c_nn_graph
-            )
-            internal.nn.graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
-            internal.eager.Sync()
+            run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
+            run_graph.RunLazyNNGraph(convert_to_tensor_tuple(tensors), results, self._state_tensor_tuple, self._c_nn_graph)
+            run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
+            sync()
 
-        def drop_protos(self):
-            """Forget what only building needs."""
+        def forget_source(self):
+            """Drop what only building needs."""
             self._forward_job_proto = self._full_job_proto = self._compiled_job_proto = None
             self._outputs_tensor_tuple_buffer = self._eager_outputs_buffer = self._outputs_tensor_tuple = None
-            self._eager_outputs = None
+            self._eager_outputs = self.__dict__["_lower"] = None
 
         def destroy(self):
             """Let go of the C++ graph and of the weights."""
-            internal.eager.Sync()
+            sync()
             self._c_nn_graph = self._state_tensor_tuple = None
 
-    return ProgramGraph()
+    return ProgramGraph

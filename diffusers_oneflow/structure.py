@@ -45,8 +45,10 @@ class Structure:
         self._sequences: list[tuple] = []
         self._alive: list = []  # objects known by identity must not be replaced by others at the same address
         self._seen: set[int] = set()
-        # The modules themselves are not kept: their dictionaries are, until `release`.
-        self._types = list({type(m): None for m in module.modules()})
+        # All but the module itself: it is to be freed with its last reference, not by the garbage collector.
+        self._modules = [sub for sub in module.modules() if sub is not module]
+        self._kinds = list(map(type, self._modules))
+        self._types = list({type(module): None, **dict.fromkeys(self._kinds)})
         self.key = tuple(self._describe(name, sub) for name, sub in module.named_modules(remove_duplicate=False))
         self._tensors = list(self.weights.values())
         self._forwards = [t.forward for t in self._types]
@@ -62,7 +64,9 @@ class Structure:
             return False
         if any(len(s) != len(copy) or any(a is not b for a, b in zip(s, copy)) for s, copy in self._sequences):
             return False
-        return self._read_addresses() == self._addresses and [t.forward for t in self._types] == self._forwards
+        if list(map(type, self._modules)) != self._kinds or [t.forward for t in self._types] != self._forwards:
+            return False
+        return self._read_addresses() == self._addresses
 
     def _read_addresses(self) -> tuple[list, list, list]:
         tensor = torch.Tensor
