@@ -248,7 +248,7 @@ def where(condition, self, other):
     values = []
     for value in (self, other):
         if not isinstance(value, flow.Tensor):
-            value = _C.constant([], value, cast_to(dtype), device=condition.device)
+            value = _C.constant([], value, dtype=cast_to(dtype), device=condition.device)
         values.append(cast(value, dtype))
     if dtype == torch.bool:
         # OneFlow's where has no bool kernel.

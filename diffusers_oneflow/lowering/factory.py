@@ -12,7 +12,7 @@ _C = flow._C
 def filled(shape, value, dtype: torch.dtype):
     """A CPU tensor of `value`; OneFlow's constant has no bool kernel, so bool goes through int8."""
     made = flow_dtype(torch.int8 if dtype == torch.bool else dtype)
-    return cast(_C.constant(list(shape), value, made, device=flow.device("cpu")), dtype)
+    return cast(_C.constant(list(shape), value, dtype=made, device=flow.device("cpu")), dtype)
 
 
 def _default_dtype(value) -> torch.dtype:

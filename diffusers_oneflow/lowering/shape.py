@@ -266,6 +266,6 @@ def constant_pad_nd(self, pad, value=0):
             if amount > 0:
                 shape = list(self.shape)
                 shape[dim] = amount
-                parts.insert(at, _C.constant(shape, value, self.dtype, device=self.device))
+                parts.insert(at, _C.constant(shape, value, dtype=self.dtype, device=self.device))
         self = cat(parts, dim)
     return self
