@@ -1,0 +1,103 @@
+"""Child processes that a benchmark measures in, so that peers share nothing and a crash is seen from outside."""
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+# Spawned, not forked: every child starts without the parent's threads, imports and memory.
+_context = multiprocessing.get_context("spawn")
+
+
+class ChildFailed(RuntimeError):
+    """A child has ended by an exception or a signal.
+
+    Attributes:
+        signal: name of the signal that killed it, or None.
+    """
+
+    def __init__(self, message: str, signal_name: str | None = None):
+        super().__init__(message)
+        self.signal = signal_name
+
+
+class Child:
+    """A process that runs ``target(channel, *args)`` and talks over `channel`; a context manager.
+
+    Args:
+        target: a function at module level; what it returns comes as the last message.
+    """
+
+    def __init__(self, target: Callable, *args):
+        self._channel, theirs = _context.Pipe()
+        self._process = _context.Process(target=_serve, args=(theirs, target, args))
+        self._process.start()
+        # Ours must be the only other end, or the child's death would not close the channel.
+        theirs.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *error):
+        self._channel.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def send(self, message):
+        """Send `message` to the child.
+
+        Raises:
+            ChildFailed: it has ended.
+        """
+        try:
+            self._channel.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._failure() from None
+
+    def receive(self) -> tuple:
+        """The next ``(kind, value)``: what the child sent, or ``("result", value)`` when its target returned.
+
+        Raises:
+            ChildFailed: it raised, or a signal killed it.
+        """
+        try:
+            kind, value = self._channel.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._failure() from None
+        if kind == "error":
+            raise ChildFailed(value)
+        return kind, value
+
+    def _failure(self) -> ChildFailed:
+        self._process.join()
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return ChildFailed(f"the process was killed by {name}", name)
+        return ChildFailed(f"the process ended with exit code {code}")
+
+
+def _serve(channel: Connection, target: Callable, args: tuple):
+    try:
+        channel.send(("result", target(channel, *args)))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass  # the parent is gone, or has no more work
+    except Exception:
+        channel.send(("error", traceback.format_exc()))
+
+
+def call(target: Callable, *args):
+    """``target(*args)`` in a fresh process; `target` is a function at module level.
+
+    Raises:
+        ChildFailed: it raised, or a signal killed the process.
+    """
+    with Child(_apply, target, args) as child:
+        return child.receive()[1]
+
+
+def _apply(channel: Connection, target: Callable, args: tuple):
+    return target(*args)

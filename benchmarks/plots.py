@@ -1,0 +1,52 @@
+"""Draws results as PNG files."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_OURS, _OTHERS = "#2a6fbb", "#b8bec6"
+
+
+def speed(report: dict, path: Path):
+    """One panel per case: a bar per peer with its median, quartiles as whiskers, and the ratio to torch."""
+    cases = list({case: None for peer in report["peers"].values() for case in peer["cases"]})
+    if not cases:
+        return
+    peers = list(report["peers"])
+    height = 0.6 + 0.38 * len(peers)
+    figure, panels = pyplot.subplots(len(cases), 1, figsize=(8, height * len(cases) + 0.6), squeeze=False)
+    for panel, case in zip(panels[:, 0], cases, strict=True):
+        _bars(panel, case, {peer: report["peers"][peer]["cases"].get(case) for peer in peers})
+    machine = report["machine"]
+    title = f"{report['model']}, latent {report['latent']}x{report['latent']}, {machine['cores']} cores"
+    figure.suptitle(f"{title}: median of {report['repeats']} rounds", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    print(f"wrote {path}")
+
+
+def _bars(panel, case: str, measured: dict[str, dict | None]):
+    for place, (peer, result) in enumerate(measured.items()):
+        if result is None:
+            panel.text(0, place, " failed", va="center", fontsize=8)
+            continue
+        seconds, against = result["seconds"], result["ratio_to_torch"]
+        spread = [[1000 * (seconds.median - seconds.low)], [1000 * (seconds.high - seconds.median)]]
+        panel.barh(
+            place, 1000 * seconds.median, xerr=spread, color=_OURS if peer == "oneflow" else _OTHERS, height=0.7,
+            error_kw={"lw": 1, "capsize": 2},
+        )  # fmt: skip
+        label = f"  {1000 * seconds.median:.1f} ms" + (f", {against.median:.2f}x torch" if against else "")
+        panel.text(1000 * seconds.high, place, label, va="center", fontsize=8)
+    panel.set_yticks(range(len(measured)), list(measured), fontsize=8)
+    panel.invert_yaxis()
+    panel.set_title(case, fontsize=9, loc="left")
+    panel.set_xlabel("ms per call", fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.margins(x=0.28)
+    panel.set_xlim(left=0)
+    panel.spines[["top", "right"]].set_visible(False)
