@@ -69,7 +69,7 @@ def render(scenes: Scenes) -> torch.Tensor:
     palette = palette / 127.5 - 1
     middle = torch.arange(IMAGE_SIZE, device=device) + 0.5
     image = palette[scenes.background][:, :, None, None]
-    for k in range(2):
+    for k in range(scenes.colour.shape[1]):
         radius = scenes.radius[:, k, None, None]
         x = (middle[None, None, :] - scenes.centre[:, k, 0, None, None]) / radius
         y = (middle[None, :, None] - scenes.centre[:, k, 1, None, None]) / radius

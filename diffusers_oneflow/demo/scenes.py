@@ -32,8 +32,8 @@ PALETTE = {
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 SIZES = ("small", "large")
-RADIUS_RANGES = ((11.0, 13.5), (21.0, 25.0))  # pixels, one range per entry of SIZES
-SIZE_LIMIT = 17.25  # pixels: below it an object is small, midway between the ranges
+RADIUS_RANGES = ((13.5, 15.5), (23.0, 25.5))  # pixels, one range per entry of SIZES
+SIZE_LIMIT = 19.25  # pixels: below it an object is small, midway between the ranges
 MARGIN, GAP = 4.0, 8.0  # pixels: to the border, and between two objects at least
 
 # One per shape, eight different colours.
@@ -67,7 +67,7 @@ class Scene:
 class Scenes:
     """A batch of B scenes as tensors, all on one device.
 
-    count [B] int64, 1 or 2; colour, shape, size [B, 2] int64 indices into COLOURS,
+    count [B] int64, 1 or 2 (more are drawn if the tensors hold more); colour, shape, size [B, 2] int64 indices into COLOURS,
     SHAPES and SIZES; radius [B, 2] and centre [B, 2, 2] (x, y) float32 pixels;
     background [B] int64; axis [B] int64, 0 when the first object is left of the
     second and 1 when it is above.  Where count is 1, entries of the second object
@@ -131,23 +131,30 @@ def pack(scenes: list[Scene], device: str | torch.device = "cpu") -> Scenes:
 
 def has_unseen_pair(scenes: Scenes) -> torch.Tensor:
     """Return [B] bool: does the scene hold a pair of HELD_OUT_PAIRS?"""
+    unseen = is_unseen(scenes)
+    return unseen[:, 0] | (unseen[:, 1] & (scenes.count == 2))
+
+
+def is_unseen(scenes: Scenes) -> torch.Tensor:
+    """Return bool, shaped as `scenes.colour`: is the object's pair one of HELD_OUT_PAIRS?"""
     pair = scenes.colour * len(SHAPES) + scenes.shape
     unseen = torch.zeros(pair.shape, dtype=torch.bool, device=pair.device)
     for colour, shape in HELD_OUT_PAIRS:
         unseen |= pair == COLOURS.index(colour) * len(SHAPES) + SHAPES.index(shape)
-    return unseen[:, 0] | (unseen[:, 1] & (scenes.count == 2))
+    return unseen
 
 
 def held_out(scenes: Scenes) -> torch.Tensor:
     """Return [B] bool: is the combination kept out of training?
 
-    The combination is (axis, first pair, second pair) of two objects, or (pair,
-    background) of one; a fixed hash keeps one in sixteen out.
+    The combination is which two colour-and-shape pairs stand together, in whatever
+    order and place, or the pair and the background of a single object; a fixed
+    hash keeps one in sixteen out.
     """
     pair = scenes.colour * len(SHAPES) + scenes.shape
     pairs = len(COLOURS) * len(SHAPES)
-    two = (scenes.axis * pairs + pair[:, 0]) * pairs + pair[:, 1]
-    one = 2 * pairs * pairs + pair[:, 0] * len(COLOURS) + scenes.background
+    two = pair.amin(1) * pairs + pair.amax(1)
+    one = pairs * pairs + pair[:, 0] * len(COLOURS) + scenes.background
     key = torch.where(scenes.count == 2, two, one)
     return (((key * 2654435761) % 2**32) >> 16) % 16 == 0
 

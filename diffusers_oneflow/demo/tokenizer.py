@@ -23,9 +23,13 @@ def train_merges() -> list[tuple[str, str]]:
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
+        # Pairs of one count are merged in the order of their ids: without this, that of letters which
+        # end a word is the order of a hash table, another one in every process.
+        special_tokens=[letter + "</w>" for letter in alphabet],
         vocab_size=4096,  # never reached: training ends when no pair is left to merge
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -41,7 +45,7 @@ def build_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     merges = train_merges()
     tokens = alphabet + [c + "</w>" for c in alphabet] + [a + b for a, b in merges]
     # Two merges may lead to one token; it keeps its first place.
-    tokens = list(dict.fromkeys(tokens)) + [START, END]
+    tokens = [*dict.fromkeys(tokens), START, END]
     return {token: i for i, token in enumerate(tokens)}, merges
 
 

@@ -44,7 +44,7 @@ class RemoveNoops(Rewrite):
     def _neutral(self, program, node, source, op):
         other = node.args[1]
         neutral = 1 if op in ("aten.div.Tensor", "aten.mul.Tensor") else 0
-        if isinstance(other, torch.fx.Node) or isinstance(other, bool) or other != neutral or node.kwargs:
+        if isinstance(other, (torch.fx.Node, bool)) or other != neutral or node.kwargs:
             return
         if not _alike(node, source):
             self.why_not(node, "the neutral scalar changes the dtype")
