@@ -82,3 +82,11 @@ def draw():
         return pipe(prompt, generator=generator, num_inference_steps=2, output_type="np", **arguments).images[0]
 
     return run
+
+
+@pytest.fixture
+def demo_pipe() -> StableDiffusionPipeline:
+    """The embedded demo pipeline on torch, without its progress bar."""
+    made = StableDiffusionPipeline.from_pretrained(diffusers_oneflow.demo_model())
+    made.set_progress_bar_config(disable=True)
+    return made
