@@ -1,0 +1,188 @@
+"""The parts of the soak test; each runs in a child process and checks every result it gets.
+
+Nothing heavy is imported here: the child decides what comes first.
+"""
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import common
+
+_SAMPLES = 200
+# Images are compared as bytes: what a user sees of a difference.
+_IMAGE_TOLERANCE = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a part does.
+
+    Args:
+        count: calls or images; for "threads", the seconds.
+        sleep: seconds between calls.
+        steps: steps of an image.
+        seeds: different images or inputs that the part goes through again and again.
+        import_first: import oneflow before this package, as a user's script may.
+        fault: "wrong" falsifies one result, "crash" kills the process half way: does the soak notice?
+    """
+
+    count: int
+    sleep: float = 0.0
+    steps: int = 4
+    seeds: int = 8
+    import_first: bool = False
+    fault: str | None = None
+
+
+class Tally:
+    """Counts results and wrong ones, samples resident memory, and tells the parent how far it is.
+
+    Args:
+        channel: to the parent.
+        plan: what the part does.
+        goal: results after which it is done; None if it runs by time.
+    """
+
+    def __init__(self, channel, plan: Plan, goal: int | None):
+        self.done, self.wrong, self.first_wrong = 0, 0, ""
+        self.resident: list[int] = []
+        self._channel, self._plan = channel, plan
+        self._every = max(1, goal // _SAMPLES) if goal else 1
+        self._half = goal // 2 if goal else 2
+        self._lock = threading.Lock()
+
+    def add(self, complaint: str | None):
+        """Count one result; `complaint` says what is wrong with it."""
+        with self._lock:
+            self.done += 1
+            if self.done == self._half and self._plan.fault:
+                complaint = self._fault()
+            if complaint:
+                self.wrong += 1
+                self.first_wrong = self.first_wrong or f"result {self.done}: {complaint}"
+            if self.done % self._every == 0:
+                self.resident.append(common.resident_bytes())
+                self._channel.send(("progress", (self.done, self.wrong)))
+
+    def _fault(self) -> str:
+        if self._plan.fault == "crash":
+            import os
+            import signal
+
+            self._channel.send(("progress", (self.done, self.wrong)))
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return "planted"
+
+    def result(self, seconds: float) -> dict:
+        """What the part reports."""
+        return {
+            "done": self.done,
+            "wrong": self.wrong,
+            "first_wrong": self.first_wrong,
+            "seconds": seconds,
+            "resident_bytes": self.resident,
+        }
+
+
+def calls(channel, plan: Plan) -> dict:
+    """Calls of a compiled module of one op, against products that torch computed before."""
+    _imports(plan)
+    import torch
+
+    import diffusers_oneflow
+
+    class Product(torch.nn.Module):
+        def forward(self, a, b):
+            return a * b
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [(torch.randn(16, 16, generator=generator), torch.randn(16, 16, generator=generator)) for _ in range(plan.seeds)]
+    module = Product().eval()
+    expected = [module(a, b) for a, b in inputs]
+    module = diffusers_oneflow.compile(module, diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
+    tally = Tally(channel, plan, plan.count)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for number in range(plan.count):
+            which = number % plan.seeds
+            same = torch.equal(module(*inputs[which]), expected[which])
+            tally.add(None if same else f"input {which} gives another product")
+            if plan.sleep:
+                time.sleep(plan.sleep)
+    return tally.result(time.perf_counter() - start)
+
+
+def images(channel, plan: Plan) -> dict:
+    """Images of the demo pipeline: within one of 255 of torch's, and always the same bits for a seed."""
+    _imports(plan)
+    checked = _images(plan, 0)
+    tally = Tally(channel, plan, plan.count)
+    start = time.perf_counter()
+    for _ in range(plan.count):
+        tally.add(next(checked))
+    return tally.result(time.perf_counter() - start)
+
+
+def threads(channel, plan: Plan, number: int = 2) -> dict:
+    """`number` threads with a demo pipeline each, for ``plan.count`` seconds; the same checks as `images`."""
+    _imports(plan)
+    checked = [_images(plan, offset) for offset in range(number)]
+    # Torch's images are computed one pipeline after the other; what runs at the same time is OneFlow.
+    for each in checked:
+        next(each)
+    tally = Tally(channel, plan, None)
+    start = time.perf_counter()
+
+    def work(each: Iterator):
+        try:
+            while time.perf_counter() - start < plan.count:
+                tally.add(next(each))
+        except Exception as error:
+            tally.add(f"{type(error).__name__}: {error}")
+
+    workers = [threading.Thread(target=work, args=(each,)) for each in checked]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return tally.result(time.perf_counter() - start)
+
+
+def _images(plan: Plan, offset: int) -> Iterator[str | None]:
+    """Draw images with a pipeline of its own, forever; yields what is wrong with each, or None."""
+    import numpy
+
+    import diffusers_oneflow
+
+    from . import models
+
+    pipe = models.demo_pipeline()
+    seeds = [1000 * offset + i for i in range(plan.seeds)]
+    expected = {seed: models.image(pipe, plan.steps, seed) for seed in seeds}
+    pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
+    first = {}
+    while True:
+        for seed in seeds:
+            drawn = models.image(pipe, plan.steps, seed)
+            same = numpy.array_equal(drawn, first.setdefault(seed, drawn))
+            off = int(abs(_bytes(drawn) - _bytes(expected[seed])).max())
+            if not same:
+                yield f"seed {seed} differs from its first image"
+            else:
+                yield f"seed {seed} is {off} of 255 from torch's image" if off > _IMAGE_TOLERANCE else None
+
+
+def _bytes(image):
+    return (image * 255).round().astype("int16")
+
+
+def _imports(plan: Plan):
+    """Import oneflow first or not at all: this package then does."""
+    if plan.import_first:
+        importlib.import_module("oneflow")
+
+
+PARTS: dict[str, Callable] = {"calls-sleep": calls, "calls": calls, "images": images, "threads": threads}
