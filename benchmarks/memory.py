@@ -26,7 +26,7 @@ def peak(peer: str, model: str, latent: int, calls: int = 2) -> dict[str, int]:
     from . import models
 
     stages = {"imports": common.resident_bytes()}
-    unet = models.sd15_unet() if model == "sd15" else models.demo_pipeline().unet
+    unet = models.unet(model)
     args, kwargs = models.unet_inputs(unet, latent)
     stages["weights"] = common.resident_bytes()
     prepare(peer, [unet])
@@ -59,7 +59,7 @@ def churn_sizes(count: int, smallest: int = 4) -> list[int]:
     return [smallest + 2 * i for i in order]
 
 
-def churn(count: int, way: str = "evict", smallest: int = 4) -> list[int]:
+def churn(count: int, way: str = "evict", model: str = "demo") -> list[int]:
     """Resident bytes of this fresh process after each of `count` graphs was built, run and dropped.
 
     Args:
@@ -72,12 +72,13 @@ def churn(count: int, way: str = "evict", smallest: int = 4) -> list[int]:
 
     from . import models
 
-    unet = models.demo_pipeline().unet
+    unet = models.unet(model)
     config = diffusers_oneflow.OneFlowConfig(fallback="error", progress=False, max_graphs=1)
     resident = []
     diffusers_oneflow.compile(unet, config)
-    for size in churn_sizes(count, smallest):
-        diffusers_oneflow.compile(unet, config) if way == "detach" else None
+    for size in churn_sizes(count):
+        if way == "detach":
+            diffusers_oneflow.compile(unet, config)
         args, kwargs = models.unet_inputs(unet, size)
         with torch.no_grad():
             unet(*args, **kwargs)
@@ -118,28 +119,29 @@ def _report_churn(way: str, resident: list[int]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """The command line; 1 if a bar is missed or a process failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("demo", "sd15"), default="sd15")
+    parser.add_argument("--model", choices=("tiny", "demo", "sd15"), help="default: sd15, and demo for --churn")
     parser.add_argument("--latent", default="32,64", help="comma-separated latent sizes")
     parser.add_argument("--peers", default="torch,oneflow", help=f"comma-separated, of {', '.join(PEERS)}")
     parser.add_argument("--churn", type=int, metavar="N", help="instead: build and drop N (at least 4) graphs of different sizes")
     parser.add_argument("--out", help="folder or .json file for the results")
     options = parser.parse_args(argv)
-    report = {"machine": common.machine()}
+    model = options.model or ("sd15" if options.churn is None else "demo")
+    report = {"machine": common.machine(), "model": model}
     if options.churn is not None:
         if options.churn < 4:
             parser.error("--churn needs at least 4 graphs")
         ways = {}
         for way in ("evict", "detach"):
             try:
-                ways[way] = children.call(churn, options.churn, way)
+                ways[way] = children.call(churn, options.churn, way, model)
             except children.ChildFailed as failure:
                 print(f"churn ({way}) failed: {failure}", file=sys.stderr)
         good = all([len(ways) == 2, *(_report_churn(way, resident) for way, resident in ways.items())])
         common.write("memory-churn", {**report, "bar": CHURN_BAR, "resident_bytes": ways}, options.out)
         return int(not good)
-    found = peaks(options.model, [int(v) for v in options.latent.split(",")], options.peers.split(","))
-    good = _report_peaks(options.model, found)
-    common.write(f"memory-{options.model}", {**report, "bar": PEAK_BAR, "bytes": found}, options.out)
+    found = peaks(model, [int(v) for v in options.latent.split(",")], options.peers.split(","))
+    good = _report_peaks(model, found)
+    common.write(f"memory-{model}", {**report, "bar": PEAK_BAR, "bytes": found}, options.out)
     return int(not good)
 
 

@@ -42,6 +42,26 @@ def sd15_unet(seed: int = 0) -> UNet2DConditionModel:
     ).eval()
 
 
+def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
+    """A UNet of a few thousand weights, to try a benchmark."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+
+
+def unet(model: str) -> UNet2DConditionModel:
+    """The UNet of `model`: "demo", "sd15" or "tiny"."""
+    return {"demo": lambda: demo_pipeline().unet, "sd15": sd15_unet, "tiny": tiny_unet}[model]()
+
+
 def sd15_vae(seed: int = 0) -> AutoencoderKL:
     """Stable Diffusion 1.5's VAE, random weights."""
     torch.manual_seed(seed)
@@ -96,19 +116,19 @@ def _quiet(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
     return pipe
 
 
-def unet_inputs(unet: UNet2DConditionModel, latent: int, tokens: int = 77, batch: int = BATCH, seed: int = 1) -> tuple:
+def unet_inputs(module: UNet2DConditionModel, latent: int, tokens: int = 77, batch: int = BATCH, seed: int = 1) -> tuple:
     """``(args, kwargs)`` of one step at ``latent x latent``, just as Stable Diffusion's pipeline passes them."""
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randn(batch, unet.config.in_channels, latent, latent, generator=generator)
-    text = torch.randn(batch, tokens, unet.config.cross_attention_dim, generator=generator)
+    sample = torch.randn(batch, module.config.in_channels, latent, latent, generator=generator)
+    text = torch.randn(batch, tokens, module.config.cross_attention_dim, generator=generator)
     options = {"timestep_cond": None, "cross_attention_kwargs": None, "added_cond_kwargs": None, "return_dict": False}
     return (sample, torch.tensor(500)), {"encoder_hidden_states": text, **options}
 
 
-def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | None = None, prompt: str = PROMPT):
-    """One seeded image as a float array (height, width, 3) in 0..1."""
+def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | None = None):
+    """One seeded image of `PROMPT` as a float array (height, width, 3) in 0..1; `size` in pixels."""
     made = pipe(
-        prompt,
+        PROMPT,
         num_inference_steps=steps,
         height=size,
         width=size,

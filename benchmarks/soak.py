@@ -25,8 +25,8 @@ FULL = {
 QUICK = {
     "calls-sleep": Plan(300, sleep=0.002),
     "calls": Plan(300),
-    "images": Plan(6, steps=1, seeds=2),
-    "threads": Plan(5, steps=1, seeds=1),
+    "images": Plan(3, steps=1, seeds=1, size=64),
+    "threads": Plan(1, steps=1, seeds=1, size=64),
 }
 # Ends with its parent: no busy loop is left behind when the soak is killed.
 _BUSY = "import os\np = os.getppid()\nwhile os.getppid() == p:\n    for _ in range(1000000): pass"
@@ -90,7 +90,7 @@ def _row(name: str, outcome: dict) -> tuple[str, ...]:
 def main(argv: list[str] | None = None) -> int:
     """The command line; 1 if any part has a crash, a wrong result or growing memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few seconds of each part")
+    parser.add_argument("--quick", action="store_true", help="a few seconds of each part, beside one busy loop")
     parser.add_argument("--only", default=",".join(PARTS), help=f"comma-separated, of {', '.join(PARTS)}")
     parser.add_argument("--import-first", action="store_true", help="import oneflow before diffusers_oneflow")
     parser.add_argument("--idle", action="store_true", help="no busy loops beside it")
@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [n for n in names if n not in PARTS]:
         parser.error(f"unknown parts {', '.join(unknown)}; there are {', '.join(PARTS)}")
     machine, outcomes = common.machine(), {}
-    with busy(0 if options.idle else os.cpu_count() or 1):
+    cores = len(os.sched_getaffinity(0))
+    with busy(0 if options.idle else 1 if options.quick else cores):
         for name in names:
             plan = replace((QUICK if options.quick else FULL)[name], import_first=options.import_first, fault=options.fault)
             amount = f"{plan.count} {'seconds' if name == 'threads' else 'results'}"

@@ -6,7 +6,7 @@ Nothing heavy is imported here: the child decides what comes first.
 import importlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import common
@@ -24,6 +24,7 @@ class Plan:
         count: calls or images; for "threads", the seconds.
         sleep: seconds between calls.
         steps: steps of an image.
+        size: its height and width in pixels.
         seeds: different images or inputs that the part goes through again and again.
         import_first: import oneflow before this package, as a user's script may.
         fault: "wrong" falsifies one result, "crash" kills the process half way: does the soak notice?
@@ -32,6 +33,7 @@ class Plan:
     count: int
     sleep: float = 0.0
     steps: int = 4
+    size: int = 128
     seeds: int = 8
     import_first: bool = False
     fault: str | None = None
@@ -118,32 +120,33 @@ def calls(channel, plan: Plan) -> dict:
 def images(channel, plan: Plan) -> dict:
     """Images of the demo pipeline: within one of 255 of torch's, and always the same bits for a seed."""
     _imports(plan)
-    checked = _images(plan, 0)
+    drawer = _Drawer(plan, 0)
     tally = Tally(channel, plan, plan.count)
     start = time.perf_counter()
     for _ in range(plan.count):
-        tally.add(next(checked))
+        tally.add(drawer.draw())
     return tally.result(time.perf_counter() - start)
 
 
 def threads(channel, plan: Plan, number: int = 2) -> dict:
-    """`number` threads with a demo pipeline each, for ``plan.count`` seconds; the same checks as `images`."""
+    """`number` threads with a demo pipeline each, for ``plan.count`` seconds; the same checks as `images`.
+
+    Torch's images are drawn before; the threads build their graphs at the same time, and draw at least two
+    images each, so that one is compared with the first.
+    """
     _imports(plan)
-    checked = [_images(plan, offset) for offset in range(number)]
-    # Torch's images are computed one pipeline after the other; what runs at the same time is OneFlow.
-    for each in checked:
-        next(each)
+    drawers = [_Drawer(plan, offset) for offset in range(number)]
     tally = Tally(channel, plan, None)
     start = time.perf_counter()
 
-    def work(each: Iterator):
+    def work(drawer: _Drawer):
         try:
-            while time.perf_counter() - start < plan.count:
-                tally.add(next(each))
+            while drawer.drawn <= plan.seeds or time.perf_counter() - start < plan.count:
+                tally.add(drawer.draw())
         except Exception as error:
             tally.add(f"{type(error).__name__}: {error}")
 
-    workers = [threading.Thread(target=work, args=(each,)) for each in checked]
+    workers = [threading.Thread(target=work, args=(drawer,)) for drawer in drawers]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -151,28 +154,32 @@ def threads(channel, plan: Plan, number: int = 2) -> dict:
     return tally.result(time.perf_counter() - start)
 
 
-def _images(plan: Plan, offset: int) -> Iterator[str | None]:
-    """Draw images with a pipeline of its own, forever; yields what is wrong with each, or None."""
-    import numpy
+class _Drawer:
+    """Draws images on OneFlow with a demo pipeline of its own, seed after seed, and checks each."""
 
-    import diffusers_oneflow
+    def __init__(self, plan: Plan, offset: int):
+        import diffusers_oneflow
 
-    from . import models
+        from . import models
 
-    pipe = models.demo_pipeline()
-    seeds = [1000 * offset + i for i in range(plan.seeds)]
-    expected = {seed: models.image(pipe, plan.steps, seed) for seed in seeds}
-    pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
-    first = {}
-    while True:
-        for seed in seeds:
-            drawn = models.image(pipe, plan.steps, seed)
-            same = numpy.array_equal(drawn, first.setdefault(seed, drawn))
-            off = int(abs(_bytes(drawn) - _bytes(expected[seed])).max())
-            if not same:
-                yield f"seed {seed} differs from its first image"
-            else:
-                yield f"seed {seed} is {off} of 255 from torch's image" if off > _IMAGE_TOLERANCE else None
+        self._pipe = models.demo_pipeline()
+        self._image = lambda seed: models.image(self._pipe, plan.steps, seed, plan.size)
+        self._seeds = [1000 * offset + i for i in range(plan.seeds)]
+        self._expected = {seed: self._image(seed) for seed in self._seeds}
+        self._first, self.drawn = {}, 0
+        self._pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
+
+    def draw(self) -> str | None:
+        """Draw the next image; what is wrong with it, or None."""
+        import numpy
+
+        seed = self._seeds[self.drawn % len(self._seeds)]
+        drawn = self._image(seed)
+        self.drawn += 1
+        if not numpy.array_equal(drawn, self._first.setdefault(seed, drawn)):
+            return f"seed {seed} differs from its first image"
+        off = int(abs(_bytes(drawn) - _bytes(self._expected[seed])).max())
+        return f"seed {seed} is {off} of 255 from torch's image" if off > _IMAGE_TOLERANCE else None
 
 
 def _bytes(image):
@@ -180,7 +187,7 @@ def _bytes(image):
 
 
 def _imports(plan: Plan):
-    """Import oneflow first or not at all: this package then does."""
+    """Import oneflow first, with the start-up lines that it then prints, or leave it to this package."""
     if plan.import_first:
         importlib.import_module("oneflow")
 
