@@ -164,7 +164,8 @@ class Dispatcher:
         return any(type(a) is float or a != b for a, b in zip(numbers, first))
 
     def _build(self, module, structure, call, opened) -> Entry | str:
-        start = time.perf_counter()
+        start = captured = time.perf_counter()
+        program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
             with bar:
@@ -180,8 +181,10 @@ class Dispatcher:
         except OneFlowError as error:
             return str(error)
         except Exception as error:  # whatever the module's code or torch.export raises: torch must judge the call
-            message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"it could not be captured by torch.export: {type(error).__name__}: {message}"
+            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            if program is None:
+                return f"it could not be captured by torch.export: {message}"
+            return f"building its graph failed inside diffusers_oneflow, please report this: {message}"
         seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]

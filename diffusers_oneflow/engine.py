@@ -87,9 +87,10 @@ def _import_oneflow():
 def _install_runtime():
     from .runtime import _native as module
 
-    race, arena = module.install()
-    if not (race and arena):
-        part = "the cure of its nn.Graph race" if not race else "the memory arena"
+    parts = ("the cure of its nn.Graph race", "the memory arena", "the clean-up after a build")
+    for part, installed in zip(parts, module.install()):
+        if installed:
+            continue
         raise EngineUnavailable(
             f"this build of OneFlow is not the one of the package index: {part} finds no place in it; "
             f"reinstall with pip install --force-reinstall oneflow=={VERSION}"

@@ -75,9 +75,10 @@ class CompiledGraph:
         stage("compiling", 0.0)
         native.begin_graph(self._id)
         try:
-            graph.finish_complie_and_init_runtime()
+            graph.finish()
         finally:
             report = native.end_graph()
+            native.drop_leftovers(graph.name)
         stage("compiling", 1.0)
         self.seconds = {"lowering": lowered - start, "compiling": time.perf_counter() - lowered}
         self.memory = Memory(report["planned"], report["unplanned"], report["owned"])
@@ -220,6 +221,7 @@ def _graph_class():
     """The nn.Graph that lowers a program when it is built; defined late, since it needs OneFlow."""
     flow = engine.flow()
     run_graph, sync = flow._oneflow_internal.nn.graph, flow._oneflow_internal.eager.Sync
+    from oneflow.core.job.job_pb2 import Job as job_class
     from oneflow.framework.tensor_tuple_util import convert_to_tensor_tuple
 
     class ProgramGraph(flow.nn.Graph):
@@ -234,6 +236,12 @@ def _graph_class():
         def build(self, *args):
             return self._lower(args)
 
+        def finish(self):
+            """Compile and make the runtime: nn.Graph's own way to do it copies the compiled job to Python as well."""
+            sync()
+            self._c_nn_graph.complie_and_init_runtime()
+            self._is_compiled = True
+
         def run(self, tensors, results):
             """Fill the OneFlow tensors `results` from `tensors`; returns when that is done."""
             results = convert_to_tensor_tuple(results)
@@ -247,6 +255,9 @@ def _graph_class():
             self._forward_job_proto = self._full_job_proto = self._compiled_job_proto = None
             self._outputs_tensor_tuple_buffer = self._eager_outputs_buffer = self._outputs_tensor_tuple = None
             self._eager_outputs = self.__dict__["_lower"] = None
+            empty = job_class()
+            empty.job_conf.job_name = self.name
+            self._c_nn_graph.job = empty.SerializeToString()
 
         def destroy(self):
             """Let go of the C++ graph and of the weights."""

@@ -3,7 +3,20 @@
 Importing this package imports OneFlow: load the engine first (`engine.load`).
 """
 
-from . import attention, conv, elementwise, factory, indexing, matmul, norm, reduction, resample, shape  # noqa: F401
+from . import (  # noqa: F401
+    arithmetic,
+    attention,
+    conv,
+    elementwise,
+    factory,
+    indexing,
+    logic,
+    matmul,
+    norm,
+    reduction,
+    resample,
+    shape,
+)
 from .registry import find, is_lowered, lowered_ops, lowering
 
 __all__ = ["find", "is_lowered", "lowered_ops", "lowering"]

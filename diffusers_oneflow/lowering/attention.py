@@ -2,18 +2,16 @@
 
 import math
 
-import oneflow as flow
 import torch
 
 from ..errors import Unsupported
-from .elementwise import where
 from .factory import filled
+from .kernels import checked as _C
+from .logic import where
 from .matmul import product
 from .registry import lowering
 from .shape import reshaped
 from .types import cast, torch_dtype
-
-_C = flow._C
 
 
 @lowering("aten.scaled_dot_product_attention.default")

@@ -1,12 +1,11 @@
 """Convolutions and pooling."""
 
-import oneflow as flow
 
 from ..errors import Unsupported
+from .kernels import checked as _C
 from .registry import lowering
 from .shape import reshaped
 
-_C = flow._C
 _CONV = {1: _C.conv1d, 2: _C.conv2d, 3: _C.conv3d}
 _DECONV = {1: _C.deconv1d, 2: _C.deconv2d, 3: _C.deconv3d}
 

@@ -3,14 +3,15 @@
 import oneflow as flow
 import torch
 
+from .kernels import checked as _C
 from .registry import lowering
 from .types import cast, flow_dtype, torch_dtype
-
-_C = flow._C
 
 
 def filled(shape, value, dtype: torch.dtype):
     """A CPU tensor of `value`; OneFlow's constant has no bool kernel, so bool goes through int8."""
+    if dtype == torch.bool:
+        value = int(bool(value))
     made = flow_dtype(torch.int8 if dtype == torch.bool else dtype)
     return cast(_C.constant(list(shape), value, dtype=made, device=flow.device("cpu")), dtype)
 

@@ -3,10 +3,9 @@
 import oneflow as flow
 
 from ..errors import Unsupported
+from .kernels import checked as _C
 from .registry import lowering
 from .shape import reshaped
-
-_C = flow._C
 
 
 @lowering("aten.embedding.default")

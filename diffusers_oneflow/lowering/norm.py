@@ -2,14 +2,12 @@
 
 import math
 
-import oneflow as flow
 import torch
 
-from .elementwise import add, mul
+from .arithmetic import add, mul
+from .kernels import checked as _C
 from .registry import lowering
 from .shape import reshaped
-
-_C = flow._C
 
 
 def normalised(rows, eps):

@@ -6,10 +6,9 @@ import oneflow as flow
 import torch
 
 from ..errors import Unsupported
+from .kernels import checked as _C
 from .registry import lowering
 from .types import cast, floating, torch_dtype
-
-_C = flow._C
 
 
 def _dims(dim, ndim: int) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ..errors import Unsupported
+from .kernels import named
 
 _TABLE: dict[str, Callable] = {}
 
@@ -30,7 +31,7 @@ def lowering(*ops: str) -> Callable[[Callable], Callable]:
 def find(op: str) -> Callable:
     """The lowering of `op`; raises `Unsupported` where there is none."""
     try:
-        return _TABLE[op]
+        return named(op, _TABLE[op])
     except KeyError:
         raise Unsupported(op, "no lowering is registered for it") from None
 

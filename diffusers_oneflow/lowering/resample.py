@@ -1,12 +1,10 @@
 """Resizing of images."""
 
-import oneflow as flow
 
 from ..errors import Unsupported
+from .kernels import checked as _C
 from .registry import lowering
 from .shape import expand, reshaped
-
-_C = flow._C
 
 
 def _target(input, output_size, scale_factors) -> list[int]:

@@ -2,12 +2,9 @@
 
 import math
 
-import oneflow as flow
-
 from ..errors import Unsupported
+from .kernels import checked as _C
 from .registry import lowering
-
-_C = flow._C
 
 
 def _axis(dim: int, ndim: int) -> int:

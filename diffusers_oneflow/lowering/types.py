@@ -4,6 +4,7 @@ import oneflow as flow
 import torch
 
 from ..errors import Unsupported
+from .kernels import checked as _C
 
 TO_FLOW = {
     torch.float32: flow.float32,
@@ -35,7 +36,7 @@ def torch_dtype(tensor: flow.Tensor) -> torch.dtype:
 def cast(tensor: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
     """`tensor` in `dtype`; the tensor itself if it has that dtype."""
     target = flow_dtype(dtype)
-    return tensor if tensor.dtype == target else flow._C.cast(tensor, target, False)
+    return tensor if tensor.dtype == target else _C.cast(tensor, target, False)
 
 
 def _stand_in(value):

@@ -1,6 +1,7 @@
 // The Python module diffusers_oneflow.runtime._native. Import it after oneflow.
 #include "arena.h"
 #include "guard.h"
+#include "leftovers.h"
 #include "race.h"
 
 namespace {
@@ -8,7 +9,8 @@ namespace {
 PyObject* Install(PyObject*, PyObject*) {
   const bool race = dfo::InstallRaceCure();
   const bool arena = dfo::InstallArena();
-  return Py_BuildValue("(OO)", race ? Py_True : Py_False, arena ? Py_True : Py_False);
+  const bool leftovers = dfo::InstallLeftovers();
+  return Py_BuildValue("(OOO)", race ? Py_True : Py_False, arena ? Py_True : Py_False, leftovers ? Py_True : Py_False);
 }
 
 PyObject* BeginGraph(PyObject*, PyObject* arg) {
@@ -24,6 +26,13 @@ PyObject* EndGraph(PyObject*, PyObject*) {
                        m.linear ? Py_True : Py_False);
 }
 
+PyObject* DropLeftovers(PyObject*, PyObject* arg) {
+  const char* job_name = PyUnicode_AsUTF8(arg);
+  if (job_name == nullptr) { return nullptr; }
+  dfo::DropLeftovers(job_name);
+  Py_RETURN_NONE;
+}
+
 PyObject* ReleaseGraph(PyObject*, PyObject* arg) {
   const long long graph = PyLong_AsLongLong(arg);
   if (graph == -1 && PyErr_Occurred()) { return nullptr; }
@@ -36,9 +45,10 @@ PyObject* ArenaBytes(PyObject*, PyObject*) { return PyLong_FromSize_t(dfo::Arena
 PyObject* RaceWaits(PyObject*, PyObject*) { return PyLong_FromLong(dfo::RaceWaits()); }
 
 PyMethodDef methods[] = {
-    {"install", Install, METH_NOARGS, "Redirect OneFlow's calls: (race cure installed, arena installed)."},
+    {"install", Install, METH_NOARGS, "Redirect OneFlow's calls: (race cure, arena, leftovers) are installed."},
     {"begin_graph", BeginGraph, METH_O, "begin_graph(id): this thread compiles that graph until end_graph()."},
     {"end_graph", EndGraph, METH_NOARGS, "end_graph() -> dict of the graph's bytes."},
+    {"drop_leftovers", DropLeftovers, METH_O, "drop_leftovers(job name): free what only the build of that graph needed."},
     {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
     {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},

@@ -1,0 +1,138 @@
+"""Arithmetic on two operands, in torch's promoted dtype."""
+
+import oneflow as flow
+import torch
+
+from ..errors import Unsupported
+from .factory import filled
+from .kernels import checked as _C
+from .registry import lowering
+from .types import cast, promoted, torch_dtype
+
+
+def arithmetic(function, a, b):
+    """`function` on two operands (tensors or scalars, one at least a tensor) in torch's promoted dtype."""
+    dtype = promoted(a, b)
+    a, b = (cast(v, dtype) if isinstance(v, flow.Tensor) else v for v in (a, b))
+    return function(a, b)
+
+
+def _on_bool(function, a, b):
+    """`function` of logic on two bool operands, or None if they are not both bool."""
+    if promoted(a, b) != torch.bool:
+        return None
+    return function(*(v if isinstance(v, flow.Tensor) else filled([], int(v), torch.bool) for v in (a, b)))
+
+
+def _scaled(other, alpha):
+    """``alpha * other`` of ATen's add and sub."""
+    if alpha == 1:
+        return other
+    return _C.mul(other, alpha) if isinstance(other, flow.Tensor) else other * alpha
+
+
+def add(self, other, *, alpha=1):
+    """``self + alpha * other``; on bool tensors "or", as in torch."""
+    if alpha == 1 and (either := _on_bool(_C.logical_or, self, other)) is not None:
+        return either
+    return arithmetic(_C.add, self, _scaled(other, alpha))
+
+
+lowering("aten.add.Tensor")(add)
+
+
+@lowering("aten.add.Scalar")
+def add_scalar(self, other, alpha=1):
+    return add(self, other, alpha=alpha)
+
+
+@lowering("aten.sub.Tensor")
+def sub(self, other, *, alpha=1):
+    return arithmetic(_C.sub, self, _scaled(other, alpha))
+
+
+@lowering("aten.sub.Scalar")
+def sub_scalar(self, other, alpha=1):
+    return sub(self, other, alpha=alpha)
+
+
+@lowering("aten.rsub.Tensor")
+def rsub(self, other, *, alpha=1):
+    return arithmetic(_C.sub, other, _scaled(self, alpha))
+
+
+@lowering("aten.rsub.Scalar")
+def rsub_scalar(self, other, alpha=1):
+    return rsub(self, other, alpha=alpha)
+
+
+@lowering("aten.mul.Tensor", "aten.mul.Scalar")
+def mul(self, other):
+    both = _on_bool(_C.logical_and, self, other)
+    return arithmetic(_C.mul, self, other) if both is None else both
+
+
+@lowering("aten.div.Tensor", "aten.div.Scalar")
+def div(self, other):
+    dtype = promoted(self, other)
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    a, b = (cast(v, dtype) if isinstance(v, flow.Tensor) else v for v in (self, other))
+    return _C.div(a, b)
+
+
+@lowering("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def div_mode(self, other, *, rounding_mode):
+    if rounding_mode is None:
+        return div(self, other)
+    rounded = {"floor": _C.floor, "trunc": _C.trunc}[rounding_mode]
+    dtype = promoted(self, other)
+    if dtype.is_floating_point:
+        return rounded(div(self, other))
+    # By zero torch raises; a graph could not.
+    if isinstance(other, flow.Tensor) or other == 0:
+        raise Unsupported("aten.div.Tensor_mode", "whole-number division by a tensor")
+    # float64 is exact here up to 2**53.
+    return cast(rounded(_C.div(cast(self, torch.float64), other)), dtype)
+
+
+@lowering("aten.floor_divide.default")
+def floor_divide(self, other):
+    return div_mode(self, other, rounding_mode="floor")
+
+
+@lowering("aten.maximum.default")
+def maximum(self, other):
+    either = _on_bool(_C.logical_or, self, other)
+    return arithmetic(_C.maximum, self, other) if either is None else either
+
+
+@lowering("aten.minimum.default")
+def minimum(self, other):
+    both = _on_bool(_C.logical_and, self, other)
+    return arithmetic(_C.minimum, self, other) if both is None else both
+
+
+@lowering("aten.pow.Tensor_Scalar")
+def pow_scalar(self, exponent):
+    x = cast(self, promoted(self, exponent))
+    whole = isinstance(exponent, int) or exponent == 2
+    if whole and 1 <= exponent <= 4:
+        power = x
+        for _ in range(int(exponent) - 1):
+            power = _C.mul(power, x)
+        return power
+    if exponent == 0:
+        return filled(x.shape, 1, torch_dtype(x))
+    return _C.sqrt(x) if exponent == 0.5 else _C.pow(x, exponent)
+
+
+@lowering("aten.pow.Tensor_Tensor")
+def pow_tensor(self, exponent):
+    return arithmetic(_C.pow, self, exponent)
+
+
+@lowering("aten.pow.Scalar")
+def pow_base(self, exponent):
+    exponent = cast(exponent, promoted(self, exponent))
+    return _C.pow(filled([], self, torch_dtype(exponent)), exponent)

@@ -1,0 +1,98 @@
+"""OneFlow's functions, checked before they are called.
+
+A kernel that OneFlow lacks shows only when a graph is compiled, and some of its checks end the process:
+so lowerings call OneFlow through `checked` alone, which refuses dtypes without a CPU kernel and empty tensors.
+"""
+
+import functools
+import math
+
+import oneflow as flow
+
+from ..errors import Unsupported
+
+_FLOAT = {flow.float32, flow.float64}
+_NUMBER = _FLOAT | {flow.int64, flow.int32, flow.int8, flow.uint8}
+_ANY = _NUMBER | {flow.bool}
+_MOVED = _ANY | {flow.float16, flow.bfloat16}
+
+# Measured with oneflow 0.9.0: the dtypes in which a function has a CPU kernel and keeps to torch's result.
+_DTYPES = {
+    # Functions of one number. Integers would be computed in float32, which `types.floating` says openly.
+    **dict.fromkeys(
+        ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tan", "tanh", "sigmoid", "erf", "reciprocal", "log1p", "expm1", "atan",
+         "silu", "mish", "gelu_with_approximate", "quick_gelu", "leaky_relu", "elu", "softplus",
+         "floor", "ceil", "trunc", "rint", "negative", "square", "pow"), _FLOAT),
+    **dict.fromkeys(("relu", "abs"), _NUMBER),
+    **dict.fromkeys(("clamp_min", "clamp_max"), _NUMBER - {flow.uint8}),
+    # Of two.
+    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "fmod"), _NUMBER),
+    **dict.fromkeys(("broadcast_equal", "not_equal", "less", "less_equal", "greater", "greater_equal"), _ANY),
+    **dict.fromkeys(("logical_not", "logical_and", "logical_or", "logical_xor"), _ANY),
+    "where": _ANY - {flow.uint8},
+    # Reductions and scans; sums of small integers come out as int64.
+    **dict.fromkeys(("reduce_sum", "cumsum"), _FLOAT | {flow.int64}),
+    "reduce_mean": _FLOAT,
+    **dict.fromkeys(("reduce_max", "reduce_min"), _ANY),
+    **dict.fromkeys(("argmax", "argmin"), _NUMBER),
+    **dict.fromkeys(("softmax", "log_softmax"), _FLOAT),
+    # Products, convolutions, images.
+    **dict.fromkeys(
+        ("matmul", "bias_add", "conv1d", "conv2d", "conv3d", "deconv1d", "deconv2d", "deconv3d", "avg_pool2d",
+         "upsample_nearest_2d", "upsample_bilinear_2d", "upsample_bicubic_2d"), _FLOAT),
+    # Data that only moves, or is made.
+    **dict.fromkeys(("reshape", "permute", "slice", "broadcast_to", "concat", "cast", "constant"), _MOVED),
+    **dict.fromkeys(("flip", "tril", "triu", "dim_gather"), _ANY),
+    "gather": _MOVED - {flow.uint8},
+    "arange": _NUMBER,
+}  # fmt: skip
+
+
+class MissingKernel(Exception):
+    """OneFlow cannot run a function on these tensors; the message says why."""
+
+
+class _Checked:
+    """The functions of ``oneflow._C`` that are known to work, as attributes."""
+
+    def __getattr__(self, name: str):
+        function = _checked(name, getattr(flow._C, name), _DTYPES[name])
+        setattr(self, name, function)
+        return function
+
+
+def _checked(name, function, dtypes):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        for value in args:
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, flow.Tensor):
+                    _check(name, tensor, dtypes)
+        made = function(*args, **kwargs)
+        _check(name, made, _MOVED)
+        return made
+
+    return call
+
+
+def _check(name, tensor, dtypes):
+    if tensor.dtype not in dtypes:
+        raise MissingKernel(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
+    if math.prod(tensor.shape) == 0:
+        raise MissingKernel("an empty tensor")
+
+
+checked = _Checked()
+
+
+def named(op: str, function):
+    """`function`, with `op` as what cannot run where a kernel is missing."""
+
+    @functools.wraps(function)
+    def lower(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except MissingKernel as missing:
+            raise Unsupported(op, str(missing)) from None
+
+    return lower

@@ -1,0 +1,64 @@
+"""Comparison, logic and selection."""
+
+import oneflow as flow
+import torch
+
+from ..errors import Unsupported
+from .factory import filled
+from .kernels import checked as _C
+from .registry import lowering
+from .types import cast, promoted, torch_dtype
+
+_COMPARE = {
+    "eq": _C.broadcast_equal, "ne": _C.not_equal, "lt": _C.less, "le": _C.less_equal,
+    "gt": _C.greater, "ge": _C.greater_equal,
+}  # fmt: skip
+_LOGIC = {"and": _C.logical_and, "or": _C.logical_or, "xor": _C.logical_xor}
+
+
+def _compare(name, function):
+    @lowering(f"aten.{name}.Tensor", f"aten.{name}.Scalar")
+    def lower(self, other):
+        dtype = promoted(self, other)
+        # A scalar may lie outside of these.
+        if dtype in (torch.bool, torch.uint8, torch.int8):
+            dtype = torch.int32
+        self = cast(self, dtype)
+        if isinstance(other, flow.Tensor):
+            return function(self, cast(other, dtype))
+        return function(self, int(other) if isinstance(other, bool) else other)
+
+
+def _logical(name, function):
+    @lowering(f"aten.logical_{name}.default")
+    def lower(self, other):
+        return function(cast(self, torch.bool), cast(other, torch.bool))
+
+    @lowering(f"aten.bitwise_{name}.Tensor")
+    def lower_bits(self, other):
+        if torch_dtype(self) != torch.bool or torch_dtype(other) != torch.bool:
+            raise Unsupported(f"aten.bitwise_{name}.Tensor", "only bool tensors are combined")
+        return function(self, other)
+
+
+for _name, _function in _COMPARE.items():
+    _compare(_name, _function)
+for _name, _function in _LOGIC.items():
+    _logical(_name, _function)
+
+
+@lowering("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
+def where(condition, self, other):
+    dtype = promoted(self, other)
+    # OneFlow's where has no uint8 kernel.
+    within = torch.int32 if dtype == torch.uint8 else dtype
+    values = (cast(v, within) if isinstance(v, flow.Tensor) else filled([], v, within) for v in (self, other))
+    return cast(_C.where(cast(condition, torch.bool), *values), dtype)
+
+
+@lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(self, mask, value):
+    dtype = torch_dtype(self)
+    # The result has the dtype of self, whatever that of the value is.
+    value = cast(value, dtype) if isinstance(value, flow.Tensor) else filled([], value, dtype)
+    return where(mask, value, self)
