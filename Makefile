@@ -1,0 +1,43 @@
+# make demo   an image from a prompt, on OneFlow and on torch, in out/
+# make test   the tests
+# Both set up .venv first: Python 3.10 and what requirements.lock names.
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROMPT ?= a large red circle left of a small blue star on a yellow background
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint conformance bench wheel clean
+
+demo: $(READY)
+	$(BIN)/python -m diffusers_oneflow.demo.compare "$(PROMPT)" --out out
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+conformance: $(READY)
+	$(BIN)/python -m conformance
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.speed --model demo
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.soak --quick
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+# The native runtime is rebuilt when its sources change; Python files need nothing.
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard diffusers_oneflow/runtime/csrc/*) | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+$(BIN)/python:
+	python=$$(PYTHON="$(PYTHON)" bash scripts/find_python.sh) && echo "Python: $$python" && "$$python" -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info
