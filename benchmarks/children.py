@@ -1,5 +1,6 @@
 """Child processes that a benchmark measures in, so that peers share nothing and a crash is seen from outside."""
 
+import faulthandler
 import multiprocessing
 import signal
 import traceback
@@ -81,6 +82,8 @@ class Child:
 
 
 def _serve(channel: Connection, target: Callable, args: tuple):
+    # A crash shows where Python stood.
+    faulthandler.enable()
     try:
         channel.send(("result", target(channel, *args)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
