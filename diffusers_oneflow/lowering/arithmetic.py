@@ -3,10 +3,10 @@
 import oneflow as flow
 import torch
 
-from ..errors import Unsupported
 from .factory import filled
 from .kernels import checked as _C
-from .registry import lowering
+from .logic import chosen
+from .registry import Refused, lowering
 from .types import cast, promoted, torch_dtype
 
 
@@ -24,18 +24,18 @@ def _on_bool(function, a, b):
     return function(*(v if isinstance(v, flow.Tensor) else filled([], int(v), torch.bool) for v in (a, b)))
 
 
-def _scaled(other, alpha):
-    """``alpha * other`` of ATen's add and sub."""
+def _scaled(value, alpha, beside):
+    """``alpha * value`` of ATen's add and sub, in the dtype of the result."""
     if alpha == 1:
-        return other
-    return _C.mul(other, alpha) if isinstance(other, flow.Tensor) else other * alpha
+        return value
+    return _C.mul(cast(value, promoted(value, beside)), alpha) if isinstance(value, flow.Tensor) else value * alpha
 
 
 def add(self, other, *, alpha=1):
     """``self + alpha * other``; on bool tensors "or", as in torch."""
     if alpha == 1 and (either := _on_bool(_C.logical_or, self, other)) is not None:
         return either
-    return arithmetic(_C.add, self, _scaled(other, alpha))
+    return arithmetic(_C.add, self, _scaled(other, alpha, self))
 
 
 lowering("aten.add.Tensor")(add)
@@ -48,7 +48,7 @@ def add_scalar(self, other, alpha=1):
 
 @lowering("aten.sub.Tensor")
 def sub(self, other, *, alpha=1):
-    return arithmetic(_C.sub, self, _scaled(other, alpha))
+    return arithmetic(_C.sub, self, _scaled(other, alpha, self))
 
 
 @lowering("aten.sub.Scalar")
@@ -58,7 +58,7 @@ def sub_scalar(self, other, alpha=1):
 
 @lowering("aten.rsub.Tensor")
 def rsub(self, other, *, alpha=1):
-    return arithmetic(_C.sub, other, _scaled(self, alpha))
+    return arithmetic(_C.sub, other, _scaled(self, alpha, other))
 
 
 @lowering("aten.rsub.Scalar")
@@ -91,7 +91,7 @@ def div_mode(self, other, *, rounding_mode):
         return rounded(div(self, other))
     # By zero torch raises; a graph could not.
     if isinstance(other, flow.Tensor) or other == 0:
-        raise Unsupported("aten.div.Tensor_mode", "whole-number division by a tensor")
+        raise Refused("whole-number division by a tensor")
     # float64 is exact here up to 2**53.
     return cast(rounded(_C.div(cast(self, torch.float64), other)), dtype)
 
@@ -104,13 +104,27 @@ def floor_divide(self, other):
 @lowering("aten.maximum.default")
 def maximum(self, other):
     either = _on_bool(_C.logical_or, self, other)
-    return arithmetic(_C.maximum, self, other) if either is None else either
+    return arithmetic(_propagating(_C.maximum), self, other) if either is None else either
 
 
 @lowering("aten.minimum.default")
 def minimum(self, other):
     both = _on_bool(_C.logical_and, self, other)
-    return arithmetic(_C.minimum, self, other) if both is None else both
+    return arithmetic(_propagating(_C.minimum), self, other) if both is None else both
+
+
+def _propagating(function):
+    """`function`, with NaN wherever an operand is: OneFlow minds one of them only."""
+
+    def propagate(a, b):
+        made = function(a, b)
+        if not torch_dtype(made).is_floating_point:
+            return made
+        for operand in (a, b):
+            made = chosen(_C.not_equal(operand, operand), operand, made)
+        return made
+
+    return propagate
 
 
 @lowering("aten.pow.Tensor_Scalar")

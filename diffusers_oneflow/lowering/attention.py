@@ -4,14 +4,17 @@ import math
 
 import torch
 
-from ..errors import Unsupported
 from .factory import filled
 from .kernels import checked as _C
 from .logic import where
 from .matmul import product
-from .registry import lowering
-from .shape import reshaped
+from .registry import Refused, lowering
+from .shape import narrow, reshaped
 from .types import cast, torch_dtype
+
+# Bytes of scores at a time. OneFlow has no attention kernel for the CPU, and the scores of a whole image are
+# larger than everything else a UNet keeps: 1 GB at 64x64 latents. Softmax needs them twice.
+_SCORES = 2**26
 
 
 @lowering("aten.scaled_dot_product_attention.default")
@@ -22,28 +25,37 @@ def scaled_dot_product_attention(
 
     A bool mask is True where a key takes part; a row without any gives zeros, as in torch.
     """
-    op = "aten.scaled_dot_product_attention.default"
     if dropout_p:
-        raise Unsupported(op, "dropout; call .eval()")
+        raise Refused("dropout; call .eval()")
     if enable_gqa and key.shape[-3] != query.shape[-3]:
-        raise Unsupported(op, "grouped queries (fewer key heads than query heads)")
+        raise Refused("grouped queries (fewer key heads than query heads)")
     *lead, m, d = query.shape
     n = key.shape[-2]
     if list(key.shape[:-2]) != list(lead) or list(value.shape[:-2]) != list(lead):
-        raise Unsupported(op, "query, key and value with different leading dimensions")
+        raise Refused("query, key and value with different leading dimensions")
     scale = 1 / math.sqrt(d) if scale is None else scale
     heads = math.prod(lead)
     q, k, v = (reshaped(x, [heads, *x.shape[-2:]]) for x in (query, key, value))
-    scores = product(q, k, transpose_b=True, alpha=float(scale))
     if is_causal:
         attn_mask = _C.tril(filled([m, n], 1, torch.int32), 0)
         attn_mask = cast(attn_mask, torch.bool)
-    if attn_mask is None:
-        weights = _C.softmax(scores, -1)
-    else:
-        scores = reshaped(scores, [*lead, m, n])
-        weights = reshaped(_masked_softmax(scores, attn_mask), [heads, m, n])
-    return reshaped(product(weights, v), [*lead, m, v.shape[-1]])
+
+    def attend(start, rows):
+        """The result of the queries start ... start + rows - 1: (heads, rows, dv)."""
+        part, mask = q, attn_mask
+        if rows < m:
+            part = narrow(q, 1, start, rows)
+            mask = narrow(mask, mask.ndim - 2, start, rows) if mask is not None and mask.shape[-2] == m else mask
+        scores = product(part, k, transpose_b=True, alpha=float(scale))
+        if mask is None:
+            weights = _C.softmax(scores, -1)
+        else:
+            weights = reshaped(_masked_softmax(reshaped(scores, [*lead, rows, n]), mask), [heads, rows, n])
+        return product(weights, v)
+
+    rows = max(1, min(m, _SCORES // max(1, heads * n * query.element_size())))
+    parts = [attend(start, min(rows, m - start)) for start in range(0, m, rows)]
+    return reshaped(parts[0] if len(parts) == 1 else _C.concat(parts, 1), [*lead, m, v.shape[-1]])
 
 
 def _masked_softmax(scores, mask):

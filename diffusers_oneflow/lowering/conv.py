@@ -1,9 +1,8 @@
 """Convolutions and pooling."""
 
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .shape import reshaped
 
 _CONV = {1: _C.conv1d, 2: _C.conv2d, 3: _C.conv3d}
@@ -18,10 +17,10 @@ def _sizes(value, n: int) -> list[int]:
 
 def _same_padding(op, weight, stride, dilation, n):
     if any(s != 1 for s in _sizes(stride, n)):
-        raise Unsupported(op, "padding='same' with a stride")
+        raise Refused("padding='same' with a stride")
     total = [d * (k - 1) for d, k in zip(_sizes(dilation, n), weight.shape[2:])]
     if any(t % 2 for t in total):
-        raise Unsupported(op, "padding='same' with an even kernel")
+        raise Refused("padding='same' with an even kernel")
     return [t // 2 for t in total]
 
 
@@ -63,11 +62,11 @@ def convolution(input, weight, bias, stride, padding, dilation, transposed, outp
 def _deconv(input, weight, bias, stride, padding, output_padding, groups, dilation):
     n = weight.ndim - 2
     if input.ndim != n + 2:
-        raise Unsupported("aten.conv_transpose", "an input without a batch dimension")
+        raise Refused("an input without a batch dimension")
     stride, padding, dilation = _sizes(stride, n), _sizes(padding, n), _sizes(dilation, n)
     output_padding = _sizes(output_padding, n)
     if groups != 1:
-        raise Unsupported("aten.conv_transpose", f"groups={groups}")
+        raise Refused(f"groups={groups}")
     return _DECONV[n](
         input, weight, bias, weight.shape[1], padding, "channels_first", list(weight.shape[2:]), output_padding,
         stride, dilation, groups,
@@ -84,7 +83,7 @@ def avg_pool2d(
     self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
     if self.ndim != 4:
-        raise Unsupported("aten.avg_pool2d.default", "an input without a batch dimension")
+        raise Refused("an input without a batch dimension")
     kernel_size = _sizes(kernel_size, 2)
     return _C.avg_pool2d(
         self, kernel_size, _sizes(stride, 2) if stride else kernel_size, _sizes(padding, 2), ceil_mode,

@@ -1,18 +1,20 @@
 """Functions of one tensor, and dtype conversion."""
 
+import math
+
 import torch
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
-from .types import cast, floating, promoted, torch_dtype
+from .logic import chosen
+from .registry import Refused, lowering
+from .types import cast, fitting, floating, promoted, torch_dtype
 
 _FLOAT_UNARY = {
     "exp": _C.exp, "log": _C.log, "sqrt": _C.sqrt, "rsqrt": _C.rsqrt, "sin": _C.sin, "cos": _C.cos,
     "tanh": _C.tanh, "sigmoid": _C.sigmoid, "erf": _C.erf, "reciprocal": _C.reciprocal, "log1p": _C.log1p,
     "expm1": _C.expm1, "atan": _C.atan, "tan": _C.tan,
 }  # fmt: skip
-_SAME_UNARY = {"relu": _C.relu, "silu": _C.silu, "mish": _C.mish}
+_SAME_UNARY = {"relu": _C.relu, "silu": _C.silu}
 _ROUNDING_UNARY = {"floor": _C.floor, "ceil": _C.ceil, "trunc": _C.trunc, "round": _C.rint}
 
 
@@ -55,13 +57,23 @@ def logical_not(self):
 @lowering("aten.bitwise_not.default")
 def bitwise_not(self):
     if torch_dtype(self) != torch.bool:
-        raise Unsupported("aten.bitwise_not.default", "only bool tensors can be inverted")
+        raise Refused("only bool tensors can be inverted")
     return _C.logical_not(self)
 
 
 @lowering("aten.gelu.default")
 def gelu(self, *, approximate="none"):
+    if approximate == "tanh" and torch_dtype(self) == torch.float64:
+        # OneFlow's own has its factors in float32.
+        inner = _C.mul(_C.add(_C.mul(_C.mul(_C.mul(self, self), self), 0.044715), self), math.sqrt(2 / math.pi))
+        return _C.mul(_C.mul(self, 0.5), _C.add(_C.tanh(inner), 1))
     return _C.gelu_with_approximate(self, approximate)
+
+
+@lowering("aten.mish.default")
+def mish(self):
+    # OneFlow's own loses what is small: log(1 + y) instead of log1p(y).
+    return _C.mul(self, _C.tanh(_C.log1p(_C.exp(self))))
 
 
 @lowering("oneflow.quick_gelu.default")
@@ -72,19 +84,24 @@ def quick_gelu(self):
 
 @lowering("aten.leaky_relu.default")
 def leaky_relu(self, negative_slope=0.01):
+    if torch_dtype(self) == torch.float64:
+        # OneFlow keeps the slope in float32.
+        return chosen(_C.less(self, 0), _C.mul(self, negative_slope), self)
     return _C.leaky_relu(self, negative_slope, False)
 
 
 @lowering("aten.elu.default")
 def elu(self, alpha=1, scale=1, input_scale=1):
     if (scale, input_scale) != (1, 1):
-        raise Unsupported("aten.elu.default", "scale and input_scale must be 1")
+        raise Refused("scale and input_scale must be 1")
     return _C.elu(self, float(alpha))
 
 
 @lowering("aten.softplus.default")
 def softplus(self, beta=1, threshold=20):
-    return _C.softplus(self, float(beta), float(threshold))
+    # As for mish.
+    scaled = _C.mul(self, beta)
+    return chosen(_C.less(scaled, threshold), _C.div(_C.log1p(_C.exp(scaled)), beta), self)
 
 
 @lowering("aten.clamp.default")
@@ -93,12 +110,12 @@ def clamp(self, min=None, max=None):
     for bound in (min, max):
         if bound is not None:
             dtype = torch.promote_types(dtype, promoted(self, bound))
-    # There is no uint8 kernel, and a bound may lie outside of it.
+    # There is no uint8 kernel.
     x = cast(self, torch.int32 if dtype == torch.uint8 else dtype)
     if min is not None:
-        x = _C.clamp_min(x, min)
+        x = _C.clamp_min(x, fitting(min, dtype))
     if max is not None:
-        x = _C.clamp_max(x, max)
+        x = _C.clamp_max(x, fitting(max, dtype))
     return cast(x, dtype)
 
 

@@ -2,9 +2,8 @@
 
 import oneflow as flow
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .shape import reshaped
 
 
@@ -22,12 +21,11 @@ def index_select(self, dim, index):
 @lowering("aten.index.Tensor")
 def index(self, indices):
     """``self[i, j, ...]`` with integer index tensors on the leading dimensions."""
-    op = "aten.index.Tensor"
     given = [i for i in indices if i is not None]
     if len(given) != len(indices):
-        raise Unsupported(op, "an index that leaves out a leading dimension")
+        raise Refused("an index that leaves out a leading dimension")
     if any(i.dtype not in (flow.int64, flow.int32) for i in given):
-        raise Unsupported(op, "a mask as index gives a shape that depends on data")
+        raise Refused("a mask as index gives a shape that depends on data")
     if len(given) == 1:
         rows = _C.gather(self, reshaped(given[0], [-1]), 0)
         return reshaped(rows, [*given[0].shape, *self.shape[1:]])

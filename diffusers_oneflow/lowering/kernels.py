@@ -9,7 +9,7 @@ import math
 
 import oneflow as flow
 
-from ..errors import Unsupported
+from .registry import Refused
 
 _FLOAT = {flow.float32, flow.float64}
 _NUMBER = _FLOAT | {flow.int64, flow.int32, flow.int8, flow.uint8}
@@ -48,10 +48,6 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class MissingKernel(Exception):
-    """OneFlow cannot run a function on these tensors; the message says why."""
-
-
 class _Checked:
     """The functions of ``oneflow._C`` that are known to work, as attributes."""
 
@@ -77,22 +73,10 @@ def _checked(name, function, dtypes):
 
 def _check(name, tensor, dtypes):
     if tensor.dtype not in dtypes:
-        raise MissingKernel(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
+        raise Refused(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
     if math.prod(tensor.shape) == 0:
-        raise MissingKernel("an empty tensor")
+        raise Refused("an empty tensor")
 
 
 checked = _Checked()
 
-
-def named(op: str, function):
-    """`function`, with `op` as what cannot run where a kernel is missing."""
-
-    @functools.wraps(function)
-    def lower(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except MissingKernel as missing:
-            raise Unsupported(op, str(missing)) from None
-
-    return lower

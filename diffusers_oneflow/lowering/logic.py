@@ -3,11 +3,11 @@
 import oneflow as flow
 import torch
 
-from ..errors import Unsupported
 from .factory import filled
 from .kernels import checked as _C
-from .registry import lowering
-from .types import cast, promoted, torch_dtype
+from .registry import Refused, lowering
+from .shape import reshaped
+from .types import cast, fitting, promoted, torch_dtype
 
 _COMPARE = {
     "eq": _C.broadcast_equal, "ne": _C.not_equal, "lt": _C.less, "le": _C.less_equal,
@@ -20,13 +20,15 @@ def _compare(name, function):
     @lowering(f"aten.{name}.Tensor", f"aten.{name}.Scalar")
     def lower(self, other):
         dtype = promoted(self, other)
-        # A scalar may lie outside of these.
-        if dtype in (torch.bool, torch.uint8, torch.int8):
-            dtype = torch.int32
+        if dtype == torch.bool:
+            dtype = torch.int8
         self = cast(self, dtype)
         if isinstance(other, flow.Tensor):
-            return function(self, cast(other, dtype))
-        return function(self, int(other) if isinstance(other, bool) else other)
+            other = cast(other, dtype)
+            # OneFlow's greater and greater_equal are true for NaN.
+            swapped = {"gt": _C.less, "ge": _C.less_equal}.get(name)
+            return swapped(other, self) if swapped else function(self, other)
+        return function(self, fitting(int(other) if isinstance(other, bool) else other, dtype))
 
 
 def _logical(name, function):
@@ -37,7 +39,7 @@ def _logical(name, function):
     @lowering(f"aten.bitwise_{name}.Tensor")
     def lower_bits(self, other):
         if torch_dtype(self) != torch.bool or torch_dtype(other) != torch.bool:
-            raise Unsupported(f"aten.bitwise_{name}.Tensor", "only bool tensors are combined")
+            raise Refused("only bool tensors are combined")
         return function(self, other)
 
 
@@ -47,13 +49,20 @@ for _name, _function in _LOGIC.items():
     _logical(_name, _function)
 
 
+def chosen(condition, a, b):
+    """`a` where the bool `condition` holds and `b` elsewhere; tensors of one dtype that broadcast."""
+    # OneFlow ends the process unless all have the same number of dimensions.
+    ndim = max(condition.ndim, a.ndim, b.ndim)
+    return _C.where(*(reshaped(v, [1] * (ndim - v.ndim) + list(v.shape)) for v in (condition, a, b)))
+
+
 @lowering("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
 def where(condition, self, other):
     dtype = promoted(self, other)
     # OneFlow's where has no uint8 kernel.
     within = torch.int32 if dtype == torch.uint8 else dtype
     values = (cast(v, within) if isinstance(v, flow.Tensor) else filled([], v, within) for v in (self, other))
-    return cast(_C.where(cast(condition, torch.bool), *values), dtype)
+    return cast(chosen(cast(condition, torch.bool), *values), dtype)
 
 
 @lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")

@@ -1,9 +1,8 @@
 """Linear layers and matrix products."""
 
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .shape import permute, reshaped
 
 
@@ -30,7 +29,7 @@ def mm(self, mat2):
 @lowering("aten.addmm.default")
 def addmm(self, mat1, mat2, *, beta=1, alpha=1):
     if beta != 1:
-        raise Unsupported("aten.addmm.default", f"beta is {beta}, not 1")
+        raise Refused(f"beta is {beta}, not 1")
     return _C.add(product(mat1, mat2, alpha=float(alpha)), self)
 
 

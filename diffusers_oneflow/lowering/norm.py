@@ -6,7 +6,7 @@ import torch
 
 from .arithmetic import add, mul
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .shape import reshaped
 
 
@@ -56,10 +56,9 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
 @lowering("aten.batch_norm.default")
 def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
-    from ..errors import Unsupported
-
+    
     if training or running_mean is None:
-        raise Unsupported("aten.batch_norm.default", "batch statistics; call .eval()")
+        raise Refused("batch statistics; call .eval()")
     shape = [1, -1] + [1] * (input.ndim - 2)
     scale = _C.rsqrt(add(running_var, eps))
     centred = _C.sub(input, reshaped(running_mean, shape))

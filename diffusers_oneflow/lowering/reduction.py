@@ -5,9 +5,8 @@ import math
 import oneflow as flow
 import torch
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .types import cast, floating, torch_dtype
 
 
@@ -65,7 +64,7 @@ def var(self, dim=None, *, correction=1, keepdim=False):
     count = math.prod(self.shape[d] for d in dims)
     correction = 1 if correction is None else correction
     if count - correction <= 0:
-        raise Unsupported("aten.var.correction", "no degree of freedom is left")
+        raise Refused("no degree of freedom is left")
     centred = _C.sub(self, _C.reduce_mean(self, dims, True))
     total = _C.reduce_sum(_C.mul(centred, centred), dims, keepdim)
     return _C.div(total, float(count - correction))
@@ -74,10 +73,10 @@ def var(self, dim=None, *, correction=1, keepdim=False):
 @lowering("aten.argmax.default")
 def argmax(self, dim=None, keepdim=False):
     if self.ndim == 0:
-        raise Unsupported("aten.argmax.default", "a tensor without dimensions")
+        raise Refused("a tensor without dimensions")
     if dim is None:
         if keepdim:
-            raise Unsupported("aten.argmax.default", "keepdim over all dimensions")
+            raise Refused("keepdim over all dimensions")
         return _C.argmax(_C.reshape(self, [-1]), 0, False, torch_int64())
     return _C.argmax(self, dim % self.ndim, keepdim, torch_int64())
 
@@ -103,6 +102,6 @@ def softmax(self, dim, dtype=None):
 @lowering("aten.linalg_vector_norm.default")
 def linalg_vector_norm(self, ord=2, dim=None, keepdim=False, *, dtype=None):
     if ord != 2:
-        raise Unsupported("aten.linalg_vector_norm.default", f"ord={ord}; only the 2-norm is lowered")
+        raise Refused(f"ord={ord}; only the 2-norm is lowered")
     x = cast(self, dtype) if dtype else self
     return _C.sqrt(_reduced(_C.reduce_sum, _C.mul(x, x), dim, keepdim))

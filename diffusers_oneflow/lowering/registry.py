@@ -1,11 +1,15 @@
 """The table from ATen ops to their lowerings."""
 
+import functools
 from collections.abc import Callable
 
 from ..errors import Unsupported
-from .kernels import named
 
 _TABLE: dict[str, Callable] = {}
+
+
+class Refused(Exception):
+    """What a lowering raises for a case that it cannot take; the message says why, `find` adds the op."""
 
 
 def lowering(*ops: str) -> Callable[[Callable], Callable]:
@@ -29,11 +33,19 @@ def lowering(*ops: str) -> Callable[[Callable], Callable]:
 
 
 def find(op: str) -> Callable:
-    """The lowering of `op`; raises `Unsupported` where there is none."""
-    try:
-        return named(op, _TABLE[op])
-    except KeyError:
-        raise Unsupported(op, "no lowering is registered for it") from None
+    """The lowering of `op`; raises `Unsupported` where there is none, as it does itself for what it refuses."""
+    function = _TABLE.get(op)
+    if function is None:
+        raise Unsupported(op, "no lowering is registered for it")
+
+    @functools.wraps(function)
+    def lower(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except Refused as refused:
+            raise Unsupported(op, str(refused)) from None
+
+    return lower
 
 
 def is_lowered(op: str) -> bool:

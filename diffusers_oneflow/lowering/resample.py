@@ -1,9 +1,8 @@
 """Resizing of images."""
 
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 from .shape import expand, reshaped
 
 
@@ -23,14 +22,14 @@ def upsample_nearest2d(input, output_size, scale_factors):
         x = reshaped(input, [n, c, h, 1, w, 1])
         return reshaped(expand(x, [n, c, h, height // h, w, width // w]), [n, c, height, width])
     if scale_factors is not None:
-        raise Unsupported("aten.upsample_nearest2d.vec", "a scale factor that is not whole; give size instead")
+        raise Refused("a scale factor that is not whole; give size instead")
     return _C.upsample_nearest_2d(input, height / h, width / w, [height, width], "channels_first")
 
 
 @lowering("aten.upsample_bilinear2d.vec")
 def upsample_bilinear2d(input, output_size, align_corners, scale_factors):
     if scale_factors is not None and any(s != int(s) for s in scale_factors):
-        raise Unsupported("aten.upsample_bilinear2d.vec", "a scale factor that is not whole; give size instead")
+        raise Refused("a scale factor that is not whole; give size instead")
     height, width = _target(input, output_size, scale_factors)
     h, w = input.shape[2:]
     return _C.upsample_bilinear_2d(input, height / h, width / w, align_corners, [height, width], "channels_first")

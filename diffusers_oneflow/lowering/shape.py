@@ -2,9 +2,8 @@
 
 import math
 
-from ..errors import Unsupported
 from .kernels import checked as _C
-from .registry import lowering
+from .registry import Refused, lowering
 
 
 def _axis(dim: int, ndim: int) -> int:
@@ -111,7 +110,7 @@ def alias(self):
 @lowering("aten.dropout.default")
 def dropout(input, p, train):
     if train and p:
-        raise Unsupported("aten.dropout.default", "the module is in training mode; call .eval()")
+        raise Refused("the module is in training mode; call .eval()")
     return input
 
 
@@ -129,7 +128,7 @@ def slice_(self, dim=0, start=None, end=None, step=1):
     if (start, end, step) == (0, self.shape[dim], 1):
         return self
     if end <= start:
-        raise Unsupported("aten.slice.Tensor", "an empty result")
+        raise Refused("an empty result")
     return sliced(self, dim, start, end, step)
 
 
@@ -190,7 +189,7 @@ def stack(tensors, dim=0):
 @lowering("aten.repeat.default")
 def repeat(self, repeats):
     if any(r == 0 for r in repeats):
-        raise Unsupported("aten.repeat.default", "an empty result")
+        raise Refused("an empty result")
     x = reshaped(self, [1] * (len(repeats) - self.ndim) + list(self.shape))
     for dim, times in enumerate(repeats):
         if times > 1:
@@ -247,7 +246,7 @@ def pixel_unshuffle(self, downscale_factor):
 def pad(self, pad, mode="constant", value=None):
     if mode == "constant":
         return constant_pad_nd(self, pad, value or 0)
-    raise Unsupported("aten.pad.default", f"mode {mode!r}; only constant padding is lowered")
+    raise Refused(f"mode {mode!r}; only constant padding is lowered")
 
 
 @lowering("aten.constant_pad_nd.default")

@@ -3,8 +3,8 @@
 import oneflow as flow
 import torch
 
-from ..errors import Unsupported
 from .kernels import checked as _C
+from .registry import Refused
 
 TO_FLOW = {
     torch.float32: flow.float32,
@@ -20,12 +20,12 @@ TO_FLOW = {
 TO_TORCH = {of: th for th, of in TO_FLOW.items()}
 
 
-def flow_dtype(dtype: torch.dtype, op: str = "this op") -> flow.dtype:
-    """OneFlow's name of a torch dtype; raises `Unsupported` where it has none."""
+def flow_dtype(dtype: torch.dtype) -> flow.dtype:
+    """OneFlow's name of a torch dtype; raises `Refused` where it has none."""
     try:
         return TO_FLOW[dtype]
     except KeyError:
-        raise Unsupported(op, f"OneFlow has no {dtype}; use float32, float64, int64, int32, int8, uint8 or bool") from None
+        raise Refused(f"OneFlow has no {dtype}; use float32, float64, int64, int32, int8, uint8 or bool") from None
 
 
 def torch_dtype(tensor: flow.Tensor) -> torch.dtype:
@@ -60,3 +60,12 @@ def promote(a, b) -> tuple:
 def floating(tensor: flow.Tensor) -> flow.Tensor:
     """Integer and bool tensors as torch's default float dtype, as torch's unary float functions do."""
     return tensor if torch_dtype(tensor).is_floating_point else cast(tensor, torch.get_default_dtype())
+
+
+def fitting(scalar, dtype: torch.dtype):
+    """`scalar`, if it is a value of `dtype`; torch wraps others around in small integer dtypes, OneFlow does not."""
+    if not dtype.is_floating_point and isinstance(scalar, int):
+        bounds = torch.iinfo(dtype)
+        if not bounds.min <= scalar <= bounds.max:
+            raise Refused(f"the scalar {scalar} is not within {dtype}")
+    return scalar
