@@ -1,5 +1,6 @@
 """What OneFlow runs of a pipeline, and what it does not, with reasons."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -61,20 +62,26 @@ class Explanation(dict):
         return sum(sum(c.fallbacks.values()) for c in self.values())
 
     def print(self, console: Console | None = None):
-        """Print the tables: graphs, then fallbacks, then near misses."""
+        """Print a table of the graphs, then of each its stages, nodes, rewrites and near misses, then the fallbacks."""
         console = console or Console()
         table = Table(title="OneFlow graphs")
-        for column in ("component", "inputs", "nodes", "rewrites", "compile s", "activations", "weights", "calls"):
-            table.add_column(column, justify="left" if column in ("component", "inputs", "rewrites") else "right")
+        for column in ("component", "inputs", "calls", "nodes", "compiled", "activations", "weights"):
+            text = column in ("component", "inputs")
+            table.add_column(column, justify="left" if text else "right", no_wrap=not text)
+        details = []
         for path, component in self.items():
+            weights = _megabytes(component.weight_bytes)
             for graph in component.graphs:
-                table.add_row(path, *_row(graph), _megabytes(component.weight_bytes), str(graph.calls))
+                table.add_row(path, *_row(graph), weights)
+                details += _details(path, graph)
             if not component.graphs:
-                table.add_row(path, "(no graph yet)", "", "", "", "", _megabytes(component.weight_bytes), "0")
+                table.add_row(path, "(no graph yet)", "0", "", "", "", weights)
         console.print(table)
+        for line in details:
+            console.print(line, markup=False, highlight=False)
         for path, component in self.items():
             for reason, calls in component.fallbacks.items():
-                console.print(f"{path}: {calls} calls ran in torch: {reason}", markup=False)
+                console.print(f"{path}: {calls} calls ran in torch: {reason}", markup=False, highlight=False)
         console.print(f"{self.fallbacks} fallbacks", markup=False)
 
     def ops(self) -> dict[str, int]:
@@ -128,15 +135,30 @@ def _graph(entry: Entry) -> GraphReport:
 
 
 def _row(graph: GraphReport) -> tuple[str, ...]:
-    rewrites = ", ".join(f"{name} {count}" for name, count in graph.rewrites.items() if count)
-    stages = " + ".join(f"{s:.1f}" for s in graph.seconds.values())
     return (
         "\n".join(graph.inputs),
+        str(graph.calls),
         str(sum(graph.ops.values())),
-        rewrites,
-        f"{sum(graph.seconds.values()):.1f} ({stages})",
+        f"{sum(graph.seconds.values()):.1f} s",
         _megabytes(graph.activation_bytes + graph.owned_bytes),
     )
+
+
+def _details(path: str, graph: GraphReport) -> list[str]:
+    """Lines on one graph, of which the table has only sums."""
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in graph.seconds.items())
+    ops = ", ".join(f"{op} {count}" for op, count in sorted(graph.ops.items(), key=lambda item: -item[1]))
+    rewrites = ", ".join(f"{name} {count}" for name, count in graph.rewrites.items() if count) or "none"
+    memory = f"{_megabytes(graph.activation_bytes)} of the shared arena ({_megabytes(graph.unplanned_bytes)} without reuse)"
+    misses = [f"  near miss, {count} times: {miss}" for miss, count in Counter(graph.near_misses).items()]
+    return [
+        f"{path} {', '.join(graph.inputs)}",
+        f"  compiled: {stages}",
+        f"  memory: {memory}, {_megabytes(graph.owned_bytes)} its own",
+        f"  nodes: {ops}",
+        f"  rewrites: {rewrites}",
+        *misses,
+    ]
 
 
 def _megabytes(count: int) -> str:

@@ -23,7 +23,8 @@ class Bar:
         visible = sys.stderr.isatty() if show is None else show
         self._bar = None
         if visible and weight_bytes >= _LARGE:
-            self._bar = tqdm(total=100, desc=f"{path}: capture", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}", leave=False)
+            layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
+            self._bar = tqdm(total=100, desc=f"{path}: capture", bar_format=layout, leave=False)
         self._path = path
 
     def __enter__(self) -> "Bar":

@@ -84,7 +84,8 @@ class Structure:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
         self._refuse(name, module)
         values = tuple((k, self._value(v, _DEPTH)) for k, v in attributes.items() if k not in _IGNORED)
-        kinds = tuple((k, v.dtype, v.device) for t in ("_parameters", "_buffers") for k, v in attributes[t].items() if v is not None)
+        tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
+        kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
 
     def _refuse(self, name: str, module: torch.nn.Module):
@@ -117,7 +118,8 @@ class Structure:
             self._dicts.append(value)
             return (kind, tuple((self._value(k, 0), self._value(v, depth - 1)) for k, v in value.items()))
         inner = getattr(value, "__dict__", None)
-        if depth and isinstance(inner, dict) and id(value) not in self._seen and not isinstance(value, (type, types.FunctionType, types.ModuleType)):
+        shared = isinstance(value, (type, types.FunctionType, types.ModuleType))
+        if depth and isinstance(inner, dict) and id(value) not in self._seen and not shared:
             self._seen.add(id(value))
             self._dicts.append(inner)
             return (kind, self._identity(value), tuple((k, self._value(v, depth - 1)) for k, v in inner.items()))

@@ -41,7 +41,8 @@ def test_without_autoload_an_import_is_enough():
     off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     for order in ("import diffusers_oneflow, diffusers", "import diffusers, diffusers_oneflow"):
         assert python(f"{order}\n{HAS_BACKEND}", **off) == "ready False"
-    assert python("from diffusers import DiffusionPipeline\nprint(hasattr(DiffusionPipeline.to, '_takes_backend'))", **off) == "False"
+    stock = "from diffusers import DiffusionPipeline\nprint(hasattr(DiffusionPipeline.to, '_takes_backend'))"
+    assert python(stock, **off) == "False"
 
 
 def test_a_broken_oneflow_breaks_neither_torch_nor_diffusers(tmp_path):

@@ -1,5 +1,7 @@
 """Captions say what their scene holds, and the parser reads the same back."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -51,7 +53,7 @@ def test_plain_captions_name_every_colour():
 def test_an_stands_before_vowels_only():
     for text in drawn()[2]:
         words = text.replace(",", "").split()
-        for article, word in zip(words, words[1:]):
+        for article, word in pairwise(words):
             if article in ("a", "an"):
                 assert (article == "an") == (word in ("orange", "image")), text
 

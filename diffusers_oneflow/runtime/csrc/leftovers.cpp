@@ -45,9 +45,26 @@ using RuntimeFn = void (*)(void*, const oneflow::Plan&, const void*);
 RuntimeFn runtime_original;
 thread_local oneflow::Plan* last_plan = nullptr;
 
+// Each kernel interns its op's conf, for good. Ops alike share one, but not when each names another op to
+// wait for (the plan has edges for that by now) or a scope of its graph's own (which only placed it).
+void ShareConfs(oneflow::Plan* plan) {
+  static int64_t scope = 0;
+  for (auto& task : *plan->mutable_task()) {
+    for (auto& node : *task.mutable_exec_sequence()->mutable_exec_node()) {
+      if (!node.kernel_conf().has_op_attribute()) { continue; }
+      auto* conf = node.mutable_kernel_conf()->mutable_op_attribute()->mutable_op_conf();
+      conf->clear_ctrl_in_op_name();
+      if (!conf->has_scope_symbol_id()) { continue; }
+      if (scope == 0) { scope = conf->scope_symbol_id(); }
+      conf->set_scope_symbol_id(scope);
+    }
+  }
+}
+
 // Once the runtime is made, every actor has a copy of its task.
 void NewRuntime(void* self, const oneflow::Plan& plan, const void* variables) {
   last_plan = const_cast<oneflow::Plan*>(&plan);
+  ShareConfs(last_plan);
   runtime_original(self, plan, variables);
 }
 

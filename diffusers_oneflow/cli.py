@@ -1,0 +1,177 @@
+"""The command line: ``diffusers-oneflow generate | doctor | explain | parity``."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Run diffusers pipelines on OneFlow.", no_args_is_help=True, add_completion=False)
+
+Model = Annotated[str | None, typer.Option(help="Folder or repository of a pipeline; by default the embedded demo model.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Size = Annotated[str | None, typer.Option(help="Width and height in pixels, as 512 or 768x512; by default the model's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(show: bool):
+    if show:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False):
+    pass
+
+
+@app.command()
+def generate(
+    prompt: str,
+    model: Model = None,
+    steps: Steps = 25,
+    seed: Seed = 0,
+    backend: Annotated[str, typer.Option(help="oneflow, torch, or another one that is installed.")] = "oneflow",
+    size: Size = None,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
+    out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("image.png"),
+):
+    """Draw one image from a prompt and write it to a file."""
+    arguments = _size(size)
+    pipe = _attached(_load(model), backend)
+    start = time.perf_counter()
+    image = _draw(pipe, prompt, steps, seed, guidance_scale=guidance, **arguments).images[0]
+    seconds = time.perf_counter() - start
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        image.save(out)
+    except (OSError, ValueError) as error:
+        _stop(f"{out} could not be written: {error}")
+    typer.echo(f"{out}: {image.width}x{image.height}, {steps} steps on {backend} in {seconds:.1f} s, compilation included")
+
+
+@app.command()
+def doctor(as_json: AsJson = False):
+    """Say what is installed, and which devices OneFlow can use and why not others; exit code 1 if it cannot run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps([vars(f) for f in findings], indent=2))
+    else:
+        table = Table(show_header=False)
+        for finding in findings:
+            table.add_row(finding.name, f"{finding.value}: {finding.problem}" if finding.problem else finding.value)
+        Console().print(table)
+    if any(f.problem for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    model: Annotated[str | None, typer.Argument(help="Folder or repository; by default the demo model.")] = None,
+    prompt: str = "a red circle",
+    steps: Steps = 2,
+    size: Size = None,
+    as_json: AsJson = False,
+):
+    """Draw once on OneFlow and show its graphs, what was fused, and what ran in torch; exit code 1 if anything did."""
+    from dataclasses import asdict
+
+    from .explain import explain as report_of
+
+    arguments = _size(size)
+    pipe = _attached(_load(model), "oneflow")
+    _draw(pipe, prompt, steps, 0, output_type="np", **arguments)
+    report = report_of(pipe, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps({path: asdict(part) for path, part in report.items()}, indent=2))
+    if report.fallbacks:
+        raise typer.Exit(1)
+
+
+@app.command()
+def parity(
+    model: Annotated[str | None, typer.Argument(help="Folder or repository; by default the demo model.")] = None,
+    prompt: str = "a large red circle left of a small blue star",
+    steps: Steps = 4,
+    seed: Seed = 0,
+    size: Size = None,
+    as_json: AsJson = False,
+):
+    """Compare OneFlow with torch, per component and for the whole image; exit code 1 if they are too far apart."""
+    from . import parity as numbers
+    from .errors import OneFlowError
+
+    arguments = _size(size)
+
+    def draw(pipe):
+        return (_draw(pipe, prompt, steps, seed, output_type="np", **arguments).images * 255).round().astype("uint8")
+
+    try:
+        report = numbers.pipeline(_load(model), draw)
+    except OneFlowError as error:
+        _stop(str(error))
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        report.print()
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _stop(message: str):
+    typer.echo(f"diffusers-oneflow: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _size(text: str | None) -> dict[str, int]:
+    if text is None:
+        return {}
+    width, _, height = text.lower().partition("x")
+    if not width.isdecimal() or not (height or width).isdecimal():
+        _stop(f"--size {text} is not of the form 512 or 768x512")
+    return {"width": int(width), "height": int(height or width)}
+
+
+def _load(model: str | None):
+    """The pipeline of a folder or repository in float32 on the CPU, where OneFlow runs."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from .demo import demo_model
+
+    if model is not None and Path(model).exists() and not (Path(model) / "model_index.json").is_file():
+        _stop(f"{model} is no diffusers pipeline: it has no model_index.json")
+    try:
+        return DiffusionPipeline.from_pretrained(model or demo_model(), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        _stop(f"{model} could not be loaded: {str(error).strip().splitlines()[0]}")
+
+
+def _attached(pipe, backend: str):
+    from . import plugin
+    from .errors import OneFlowError
+
+    plugin.autoload()
+    try:
+        return pipe.to(backend=backend)
+    except (ValueError, OneFlowError) as error:
+        _stop(str(error))
+
+
+def _draw(pipe, prompt: str, steps: int, seed: int, **arguments):
+    """Run a text-to-image pipeline, seeded."""
+    import torch
+
+    try:
+        return pipe(prompt, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed), **arguments)
+    except (TypeError, ValueError) as error:
+        _stop(f"{type(pipe).__name__} cannot draw that: {error}")

@@ -1,0 +1,65 @@
+"""What is installed, and what OneFlow can use of this machine."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+from . import engine, plugin
+from .errors import EngineUnavailable
+
+PACKAGES = (
+    "diffusers_oneflow", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "protobuf",
+    "oneflow", "nvidia-cublas-cu11", "nvidia-cudnn-cu11",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `problem` says what is wrong and what to do, and is empty where all is well."""
+
+    name: str
+    value: str
+    problem: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at versions, the entry points and the devices; loads OneFlow if it can be loaded."""
+    found = [Finding("Python", f"{platform.python_version()} ({sys.executable})")]
+    for name in PACKAGES:
+        try:
+            found.append(Finding(name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append(Finding(name, "not installed"))
+    return [*found, _entry_points(), *_engine()]
+
+
+def _entry_points() -> Finding:
+    try:
+        plugin.find("oneflow")
+    except ValueError as error:
+        return Finding("backend 'oneflow'", "not registered", f"{error}: install diffusers_oneflow with pip")
+    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "0":
+        return Finding(
+            "backend 'oneflow'", "registered; TORCH_DEVICE_BACKEND_AUTOLOAD=0, so scripts must import diffusers_oneflow"
+        )
+    return Finding("backend 'oneflow'", "registered, found without an import")
+
+
+def _engine() -> list[Finding]:
+    reason = engine.refusal()
+    if reason is None:
+        try:
+            flow = engine.load()
+        except EngineUnavailable as error:
+            reason = str(error)
+    if reason is not None:
+        return [Finding("OneFlow", "cannot run", reason)]
+    if flow.cuda.is_available():
+        gpu = Finding("CUDA", f"seen by OneFlow: {flow.cuda.device_count()} devices; pipelines on CUDA run in torch")
+    elif os.path.exists("/proc/driver/nvidia/version"):
+        gpu = Finding("CUDA", "not usable: OneFlow 0.9.0 is built for CUDA 11.7 and sees no device under this driver")
+    else:
+        gpu = Finding("CUDA", "not usable: this machine has no NVIDIA driver")
+    return [Finding("OneFlow", "loads"), Finding("CPU", f"usable, {os.cpu_count()} cores"), gpu]

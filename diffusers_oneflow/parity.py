@@ -1,0 +1,178 @@
+"""OneFlow against PyTorch in numbers: every component of a pipeline, and the image as a whole.
+
+A float32 result is judged by a float64 run of the same module: OneFlow's error may be at most 1.5 times the
+error that PyTorch itself makes in float32, in relative RMS and in the maximum, and never has to be below 1e-6 of
+the output's scale.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import signature
+from .backend import models
+from .compiler import compile, detach
+from .config import OneFlowConfig
+
+FACTOR = 1.5
+FLOOR = 1e-6
+MOST_LEVELS = 1  # of 255, between the final images
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far a float32 result is from the float64 one.
+
+    Attributes:
+        rms: root mean square of the difference, over that of the reference.
+        maximum: largest difference, over the largest absolute value of the reference.
+    """
+
+    rms: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Component:
+    """One call of one component: the errors of PyTorch in float32 and of OneFlow."""
+
+    path: str
+    torch: Error
+    oneflow: Error
+
+    @property
+    def passed(self) -> bool:
+        """Both measures of OneFlow's error are within 1.5 times PyTorch's, or below the floor."""
+        pairs = ((self.torch.rms, self.oneflow.rms), (self.torch.maximum, self.oneflow.maximum))
+        return all(ours <= max(FACTOR * theirs, FLOOR) for theirs, ours in pairs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The components, and the largest difference between the final images in levels of 255 (None: not compared)."""
+
+    components: list[Component]
+    levels: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Every component passed, and the images are within one level."""
+        return all(c.passed for c in self.components) and (self.levels is None or self.levels <= MOST_LEVELS)
+
+    def as_dict(self) -> dict:
+        """Plain numbers, for JSON."""
+        rows = [{**asdict(c), "passed": c.passed} for c in self.components]
+        return {"components": rows, "levels": self.levels, "passed": self.passed}
+
+    def print(self, console: Console | None = None):
+        """Print a table."""
+        console = console or Console()
+        table = Table(title="Error against float64, relative to the output")
+        for column in ("component", "torch RMS", "OneFlow RMS", "torch max", "OneFlow max", ""):
+            table.add_column(column, justify="left" if column in ("component", "") else "right")
+        for c in self.components:
+            errors = (c.torch.rms, c.oneflow.rms, c.torch.maximum, c.oneflow.maximum)
+            table.add_row(c.path, *(f"{e:.1e}" for e in errors), "pass" if c.passed else "FAIL")
+        console.print(table)
+        if self.levels is not None:
+            verdict = "pass" if self.levels <= MOST_LEVELS else "FAIL"
+            console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
+
+
+def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = "") -> Component:
+    """Compare one call of a module on the CPU in float32; the module must not be attached and is left as it was.
+
+    Raises:
+        Unsupported: the module, or a part of it, cannot run on OneFlow.
+        ValueError: the module gives no floating-point output.
+    """
+    path = path or type(module).__name__
+    with torch.no_grad():
+        single = _floats(module(*args, **kwargs))
+        reference = _reference(module, args, kwargs)
+        compile(module, OneFlowConfig(fallback="error", progress=False))
+        try:
+            ours = _floats(module(*args, **kwargs))
+        finally:
+            detach(module)
+    if not reference:
+        raise ValueError(f"{path} gives no floating-point output to compare")
+    return Component(path, error(single, reference), error(ours, reference))
+
+
+def pipeline(pipe, draw: Callable[[object], np.ndarray]) -> Report:
+    """Compare each component of a pipeline on the inputs of its last call in a run, and the run's images.
+
+    Args:
+        pipe: a pipeline on torch, on the CPU, in float32.
+        draw: runs the pipeline, seeded: pipe -> images, uint8, (n, h, w, 3).
+    """
+    calls: dict[str, tuple] = {}
+    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in models(pipe).items()]
+    try:
+        expected = draw(pipe)
+        if "vae.encoder" in models(pipe) and "vae.encoder" not in calls and expected.ndim == 4:
+            # Drawing from text alone does not call it: it gets the images.
+            with torch.no_grad():
+                pipe.vae.encode(torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = models(pipe)
+    rows = [component(found[path], args, kwargs, path) for path, (args, kwargs) in calls.items()]
+    pipe.to(backend="oneflow", backend_config=OneFlowConfig(fallback="error", progress=False))
+    try:
+        images = draw(pipe)
+    finally:
+        pipe.to(backend="torch")
+    return Report(rows, int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max()))
+
+
+def error(result: list[torch.Tensor], reference: list[torch.Tensor]) -> Error:
+    """The error of a module's outputs, the worst of them deciding; infinite where one alone is NaN.
+
+    Raises:
+        ValueError: the outputs differ in number or in shape.
+    """
+    if [t.shape for t in result] != [t.shape for t in reference]:
+        raise ValueError("the outputs of the two runs differ in number or in shape")
+    rms = maximum = 0.0
+    for ours, exact in zip(result, reference):
+        ours, exact = ours.double(), exact.double()
+        same = (ours == exact) | (ours.isnan() & exact.isnan())  # infinities, too
+        off = torch.where(same, 0.0, (ours - exact).abs()).nan_to_num(nan=torch.inf)
+        scale = exact[exact.isfinite()].abs()
+        rms = max(rms, _ratio(off.square().mean().sqrt(), scale.square().mean().sqrt()))
+        maximum = max(maximum, _ratio(off.max(), scale.max() if scale.numel() else scale.sum()))
+    return Error(rms, maximum)
+
+
+def _ratio(off: torch.Tensor, scale: torch.Tensor) -> float:
+    if off == 0:
+        return 0.0
+    return (off / scale).item() if scale > 0 else float("inf")
+
+
+def _record(calls: dict, path: str):
+    def hook(module, args, kwargs):
+        flat = signature.flatten((args, kwargs))
+        copies = signature.rebuild(flat.spec, [t.detach().clone() for t in flat.tensors])
+        calls[path] = copies
+
+    return hook
+
+
+def _reference(module, args, kwargs) -> list[torch.Tensor]:
+    flat = signature.flatten((args, kwargs))
+    wide = [t.double() if t.is_floating_point() else t for t in flat.tensors]
+    args, kwargs = signature.rebuild(flat.spec, wide)
+    return _floats(copy.deepcopy(module).double()(*args, **kwargs))
+
+
+def _floats(output) -> list[torch.Tensor]:
+    return [t for t in signature.flatten(output).tensors if t.is_floating_point()]

@@ -1,0 +1,87 @@
+"""The parity library tells right from wrong; the demo pipeline and its models pass."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_oneflow import parity
+from diffusers_oneflow.backend import OneFlowBackend
+from diffusers_oneflow.errors import Unsupported
+
+
+def test_error_is_relative_to_the_output():
+    reference = [torch.tensor([0.0, 3.0, -4.0], dtype=torch.float64)]
+    found = parity.error([torch.tensor([0.0, 3.0, -3.6])], reference)
+    assert found.maximum == pytest.approx(0.1, rel=1e-6)
+    assert found.rms == pytest.approx(0.4 / 5, rel=1e-6)
+
+
+def test_the_worst_output_decides():
+    good, bad = torch.ones(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
+    assert parity.error([good.float(), torch.tensor([2.0, 1.0])], [good, bad]).maximum == 0.5
+
+
+@pytest.mark.parametrize(("ours", "right"), [(torch.nan, False), (torch.inf, False), (1.0, True)])
+def test_a_planted_nan_or_infinity_is_infinitely_far(ours, right):
+    reference = [torch.ones(3, dtype=torch.float64)]
+    found = parity.error([torch.tensor([1.0, ours, 1.0])], reference)
+    assert (found.maximum == 0) == right
+    assert (found.rms == float("inf")) != right
+
+
+def test_nan_on_both_sides_is_equal():
+    both = torch.tensor([torch.nan, 1.0, torch.inf])
+    assert parity.error([both], [both.double()]) == parity.Error(0.0, 0.0)
+
+
+def test_outputs_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="number or in shape"):
+        parity.error([torch.ones(2)], [torch.ones(3, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "passed"), [(1e-5, 1.4e-5, True), (1e-5, 1.6e-5, False), (1e-9, 9e-7, True), (1e-9, 2e-6, False)]
+)
+def test_the_bar_is_one_and_a_half_times_torch_with_a_floor(theirs, ours, passed):
+    near = parity.Error(1e-8, 1e-8)
+    assert parity.Component("x", parity.Error(theirs, 1e-8), parity.Error(ours, 1e-8)).passed == passed
+    assert parity.Component("x", parity.Error(1e-8, theirs), parity.Error(1e-8, ours)).passed == passed
+    assert parity.Component("x", near, near).passed
+
+
+def test_a_module_is_left_as_it_was(block):
+    before = dict(block.__dict__)
+    found = parity.component(block, (torch.randn(1, 3, 8, 8),), {})
+    assert found.passed
+    assert 0 < found.torch.rms < 1e-5
+    assert block.__dict__ == before
+    assert next(block.parameters()).dtype == torch.float32
+
+
+def test_a_wrong_lowering_fails(block, monkeypatch):
+    from diffusers_oneflow.lowering import registry
+
+    right = registry._TABLE["aten.silu.default"]
+    monkeypatch.setitem(registry._TABLE, "aten.silu.default", lambda x: right(x) * 1.0001)
+    assert not parity.component(block, (torch.randn(1, 3, 8, 8),), {}).passed
+
+
+def test_what_cannot_run_is_said():
+    class Sorting(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.svd(x)[1]
+
+    with pytest.raises(Unsupported, match="linalg"):
+        parity.component(Sorting(), (torch.randn(3, 3),), {})
+
+
+def test_the_demo_pipeline_passes_as_a_whole(demo_pipe):
+    def draw(pipe):
+        noise = torch.Generator().manual_seed(0)
+        images = pipe("a red circle", num_inference_steps=2, generator=noise, output_type="np").images
+        return (images * 255).round().astype(np.uint8)
+
+    report = parity.pipeline(demo_pipe, draw)
+    assert {c.path for c in report.components} == {"text_encoder", "unet", "vae.encoder", "vae.decoder"}
+    assert report.passed, report.as_dict()
+    assert not OneFlowBackend.is_attached(demo_pipe)
