@@ -13,6 +13,7 @@ from . import (  # noqa: F401
     logic,
     matmul,
     norm,
+    padding,
     reduction,
     resample,
     shape,

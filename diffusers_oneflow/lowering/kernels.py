@@ -48,35 +48,42 @@ _DTYPES = {
 }  # fmt: skip
 
 
+# More dimensions end the process, or give wrong numbers. What is not listed takes 8.
+_DIMENSIONS = {
+    **dict.fromkeys(("where", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"), 7),
+    **dict.fromkeys(("reshape", "cast", "constant"), 12),
+}
+
+
 class _Checked:
     """The functions of ``oneflow._C`` that are known to work, as attributes."""
 
     def __getattr__(self, name: str):
-        function = _checked(name, getattr(flow._C, name), _DTYPES[name])
+        function = _checked(name, getattr(flow._C, name), _DTYPES[name], _DIMENSIONS.get(name, 8))
         setattr(self, name, function)
         return function
 
 
-def _checked(name, function, dtypes):
+def _checked(name, function, dtypes, dimensions):
     @functools.wraps(function)
     def call(*args, **kwargs):
         for value in args:
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, flow.Tensor):
-                    _check(name, tensor, dtypes)
+                    check(tensor, dtypes)
         made = function(*args, **kwargs)
-        _check(name, made, _MOVED)
+        check(made, _MOVED)
         return made
+
+    def check(tensor, dtypes):
+        if tensor.dtype not in dtypes:
+            raise Refused(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
+        if tensor.ndim > dimensions:
+            raise Refused(f"{tensor.ndim} dimensions; OneFlow's {name} takes {dimensions}")
+        if math.prod(tensor.shape) == 0:
+            raise Refused("an empty tensor")
 
     return call
 
 
-def _check(name, tensor, dtypes):
-    if tensor.dtype not in dtypes:
-        raise Refused(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
-    if math.prod(tensor.shape) == 0:
-        raise Refused("an empty tensor")
-
-
 checked = _Checked()
-

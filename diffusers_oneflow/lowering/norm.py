@@ -8,6 +8,7 @@ from .arithmetic import add, mul
 from .kernels import checked as _C
 from .registry import Refused, lowering
 from .shape import reshaped
+from .types import torch_dtype
 
 
 def normalised(rows, eps):
@@ -45,8 +46,6 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_
 @lowering("aten.rms_norm.default")
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     if eps is None:
-        from .types import torch_dtype
-
         eps = torch.finfo(torch_dtype(input)).eps
     dims = list(range(input.ndim - len(normalized_shape), input.ndim))
     square = _C.reduce_mean(_C.mul(input, input), dims, True)

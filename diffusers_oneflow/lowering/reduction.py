@@ -5,8 +5,11 @@ import math
 import oneflow as flow
 import torch
 
+from .factory import filled
 from .kernels import checked as _C
+from .logic import chosen
 from .registry import Refused, lowering
+from .shape import reshaped
 from .types import cast, floating, torch_dtype
 
 
@@ -21,35 +24,64 @@ def _reduced(function, x, dim, keepdim):
     return function(x, dims, keepdim) if dims else x
 
 
-@lowering("aten.sum.dim_IntList", "aten.sum.default")
-def sum_(self, dim=None, keepdim=False, *, dtype=None):
+@lowering("aten.sum.default")
+def sum_all(self, *, dtype=None):
+    return sum_(self, None, dtype=dtype)
+
+
+@lowering("aten.sum.dim_IntList")
+def sum_(self, dim, keepdim=False, *, dtype=None):
     if dtype is None and not torch_dtype(self).is_floating_point:
         dtype = torch.int64
     return _reduced(_C.reduce_sum, cast(self, dtype) if dtype else self, dim, keepdim)
 
 
-@lowering("aten.mean.dim", "aten.mean.default")
-def mean(self, dim=None, keepdim=False, *, dtype=None):
+@lowering("aten.mean.default")
+def mean_all(self, *, dtype=None):
+    return mean(self, None, dtype=dtype)
+
+
+@lowering("aten.mean.dim")
+def mean(self, dim, keepdim=False, *, dtype=None):
     return _reduced(_C.reduce_mean, cast(self, dtype) if dtype else self, dim, keepdim)
 
 
 @lowering("aten.amax.default")
 def amax(self, dim=(), keepdim=False):
-    return _reduced(_C.reduce_max, self, list(dim), keepdim)
+    return _extreme(_C.reduce_max, self, list(dim), keepdim)
 
 
 @lowering("aten.amin.default")
 def amin(self, dim=(), keepdim=False):
-    return _reduced(_C.reduce_min, self, list(dim), keepdim)
+    return _extreme(_C.reduce_min, self, list(dim), keepdim)
 
 
-@lowering("aten.any.default", "aten.any.dim")
-def any_(self, dim=None, keepdim=False):
+def _extreme(function, x, dim, keepdim):
+    """The largest or smallest value; NaN if there is one, which OneFlow leaves out."""
+    made = _reduced(function, x, dim, keepdim)
+    if not torch_dtype(x).is_floating_point:
+        return made
+    nan = _reduced(_C.reduce_max, cast(_C.not_equal(x, x), torch.int32), dim, keepdim)
+    return chosen(cast(nan, torch.bool), filled([], math.nan, torch_dtype(x)), made)
+
+
+@lowering("aten.any.default")
+def any_all(self):
+    return any_(self, None)
+
+
+@lowering("aten.any.dim")
+def any_(self, dim, keepdim=False):
     return cast(_reduced(_C.reduce_max, _counted(self), dim, keepdim), torch.bool)
 
 
-@lowering("aten.all.default", "aten.all.dim")
-def all_(self, dim=None, keepdim=False):
+@lowering("aten.all.default")
+def all_all(self):
+    return all_(self, None)
+
+
+@lowering("aten.all.dim")
+def all_(self, dim, keepdim=False):
     return cast(_reduced(_C.reduce_min, _counted(self), dim, keepdim), torch.bool)
 
 
@@ -59,44 +91,47 @@ def _counted(x):
 
 
 @lowering("aten.var.correction")
-def var(self, dim=None, *, correction=1, keepdim=False):
+def var(self, dim=None, *, correction=None, keepdim=False):
     dims = _dims(dim, self.ndim)
     count = math.prod(self.shape[d] for d in dims)
     correction = 1 if correction is None else correction
     if count - correction <= 0:
         raise Refused("no degree of freedom is left")
     centred = _C.sub(self, _C.reduce_mean(self, dims, True))
-    total = _C.reduce_sum(_C.mul(centred, centred), dims, keepdim)
-    return _C.div(total, float(count - correction))
+    return _C.div(_reduced(_C.reduce_sum, _C.mul(centred, centred), dims, keepdim), float(count - correction))
 
 
 @lowering("aten.argmax.default")
 def argmax(self, dim=None, keepdim=False):
     if self.ndim == 0:
-        raise Refused("a tensor without dimensions")
+        return filled([], 0, torch.int64)
     if dim is None:
         if keepdim:
             raise Refused("keepdim over all dimensions")
-        return _C.argmax(_C.reshape(self, [-1]), 0, False, torch_int64())
-    return _C.argmax(self, dim % self.ndim, keepdim, torch_int64())
-
-
-def torch_int64():
-    """OneFlow's dtype of an index."""
-    return flow.int64
+        return _C.argmax(reshaped(self, [-1]), 0, False, flow.int64)
+    return _C.argmax(self, dim % self.ndim, keepdim, flow.int64)
 
 
 @lowering("aten.cumsum.default")
 def cumsum(self, dim, *, dtype=None):
     if dtype is None and not torch_dtype(self).is_floating_point:
         dtype = torch.int64
-    return _C.cumsum(cast(self, dtype) if dtype else self, dim % self.ndim)
+    dtype = dtype or torch_dtype(self)
+    # There are kernels for int64 and floats only.
+    x = cast(self, dtype if dtype.is_floating_point else torch.int64)
+    return cast(_C.cumsum(x, dim % x.ndim) if x.ndim else x, dtype)
 
 
-@lowering("aten.softmax.int", "aten._softmax.default")
+@lowering("aten.softmax.int")
 def softmax(self, dim, dtype=None):
-    x = cast(self, dtype) if isinstance(dtype, torch.dtype) else self
-    return _C.softmax(floating(x), dim % x.ndim)
+    x = floating(self if dtype is None else cast(self, dtype))
+    # Without dimensions OneFlow's own ends the process.
+    return _C.softmax(x, dim % x.ndim) if x.ndim else reshaped(_C.softmax(reshaped(x, [1]), 0), [])
+
+
+@lowering("aten._softmax.default")
+def softmax_(self, dim, half_to_float):
+    return softmax(self, dim)
 
 
 @lowering("aten.linalg_vector_norm.default")
@@ -104,4 +139,6 @@ def linalg_vector_norm(self, ord=2, dim=None, keepdim=False, *, dtype=None):
     if ord != 2:
         raise Refused(f"ord={ord}; only the 2-norm is lowered")
     x = cast(self, dtype) if dtype else self
+    if not x.ndim:
+        return _C.abs(x)
     return _C.sqrt(_reduced(_C.reduce_sum, _C.mul(x, x), dim, keepdim))

@@ -4,6 +4,7 @@ import math
 
 from .kernels import checked as _C
 from .registry import Refused, lowering
+from .types import cast, promoted, torch_dtype
 
 
 def _axis(dim: int, ndim: int) -> int:
@@ -19,9 +20,14 @@ def reshaped(x, shape):
     return x if list(x.shape) == shape else _C.reshape(x, shape)
 
 
-@lowering("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+@lowering("aten.view.default", "aten._unsafe_view.default")
 def view(self, size):
     return reshaped(self, size)
+
+
+@lowering("aten.reshape.default")
+def reshape(self, shape):
+    return reshaped(self, shape)
 
 
 @lowering("aten.flatten.using_ints")
@@ -77,10 +83,15 @@ def t(self):
 
 
 @lowering("aten.movedim.int")
+def movedim_int(self, source, destination):
+    return movedim(self, [source], [destination])
+
+
+@lowering("aten.movedim.intlist")
 def movedim(self, source, destination):
-    dims = [d for d in range(self.ndim) if d != _axis(source, self.ndim)]
-    dims.insert(_axis(destination, self.ndim), _axis(source, self.ndim))
-    return permute(self, dims)
+    places = {_axis(d, self.ndim): _axis(s, self.ndim) for s, d in zip(source, destination)}
+    rest = (d for d in range(self.ndim) if d not in places.values())
+    return permute(self, [places[d] if d in places else next(rest) for d in range(self.ndim)])
 
 
 @lowering("aten.expand.default")
@@ -145,7 +156,12 @@ def select(self, dim, index):
     return reshaped(picked, [s for i, s in enumerate(self.shape) if i != dim])
 
 
-@lowering("aten.split_with_sizes.default", "aten.split.sizes")
+@lowering("aten.split.sizes")
+def split_sizes(self, split_size, dim=0):
+    return split_with_sizes(self, split_size, dim)
+
+
+@lowering("aten.split_with_sizes.default")
 def split_with_sizes(self, split_sizes, dim=0):
     dim, parts, at = _axis(dim, self.ndim), [], 0
     for size in split_sizes:
@@ -172,8 +188,6 @@ def unbind(self, dim=0):
 
 @lowering("aten.cat.default")
 def cat(tensors, dim=0):
-    from .types import cast, promoted, torch_dtype
-
     dtype = torch_dtype(tensors[0])
     for other in tensors[1:]:
         dtype = promoted(cast(tensors[0], dtype), other)
@@ -188,12 +202,12 @@ def stack(tensors, dim=0):
 
 @lowering("aten.repeat.default")
 def repeat(self, repeats):
-    if any(r == 0 for r in repeats):
-        raise Refused("an empty result")
     x = reshaped(self, [1] * (len(repeats) - self.ndim) + list(self.shape))
     for dim, times in enumerate(repeats):
-        if times > 1:
-            x = _C.concat([x] * times, dim)
+        if times != 1:
+            around = math.prod(x.shape[:dim]), math.prod(x.shape[dim:])
+            wide = expand(reshaped(x, [around[0], 1, around[1]]), [around[0], times, around[1]])
+            x = reshaped(wide, [*x.shape[:dim], times * x.shape[dim], *x.shape[dim + 1 :]])
     return x
 
 
@@ -202,14 +216,15 @@ def repeat_interleave(self, repeats, dim=None, *, output_size=None):
     if dim is None:
         self, dim = reshaped(self, [-1]), 0
     dim = _axis(dim, self.ndim)
-    size = list(self.shape)
-    x = expand(unsqueeze(self, dim + 1), [*size[: dim + 1], repeats, *size[dim + 1 :]])
-    return reshaped(x, [*size[:dim], size[dim] * repeats, *size[dim + 1 :]])
+    before, after = list(self.shape[: dim + 1]), list(self.shape[dim + 1 :])
+    rows, row = math.prod(before), math.prod(after)
+    x = expand(reshaped(self, [rows, 1, row]), [rows, repeats, row])
+    return reshaped(x, [*before[:-1], before[-1] * repeats, *after])
 
 
 @lowering("aten.flip.default")
 def flip(self, dims):
-    return _C.flip(self, [_axis(d, self.ndim) for d in dims])
+    return _C.flip(self, [_axis(d, self.ndim) for d in dims]) if dims and self.ndim else self
 
 
 @lowering("aten.roll.default")
@@ -240,28 +255,3 @@ def pixel_unshuffle(self, downscale_factor):
     x = reshaped(self, [*lead, c, h // r, r, w // r, r])
     x = permute(x, [*range(n), n, n + 2, n + 4, n + 1, n + 3])
     return reshaped(x, [*lead, c * r * r, h // r, w // r])
-
-
-@lowering("aten.pad.default")
-def pad(self, pad, mode="constant", value=None):
-    if mode == "constant":
-        return constant_pad_nd(self, pad, value or 0)
-    raise Refused(f"mode {mode!r}; only constant padding is lowered")
-
-
-@lowering("aten.constant_pad_nd.default")
-def constant_pad_nd(self, pad, value=0):
-    # By concatenation: OneFlow's pad takes no negative amounts and few dtypes.
-    for i in range(0, len(pad), 2):
-        dim = self.ndim - 1 - i // 2
-        before, after = pad[i], pad[i + 1]
-        if before < 0 or after < 0:
-            self = slice_(self, dim, max(-before, 0), self.shape[dim] - max(-after, 0))
-        parts = [self]
-        for amount, at in ((before, 0), (after, len(parts) + 1)):
-            if amount > 0:
-                shape = list(self.shape)
-                shape[dim] = amount
-                parts.insert(at, _C.constant(shape, value, dtype=self.dtype, device=self.device))
-        self = cat(parts, dim)
-    return self
