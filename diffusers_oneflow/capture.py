@@ -90,7 +90,8 @@ def capture(
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
-            exported = exported.run_decompositions({})
+            table = torch.export.default_decompositions()
+            exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
     return _program(exported, results[0])
 
 

@@ -26,6 +26,8 @@ _IGNORED = frozenset((
 ))  # fmt: skip
 _SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device, type)
 _DEPTH = 4
+# Hooks that only hand on what the trace has anyway: transformers' way to return hidden states.
+_TRACEABLE_HOOKS = frozenset(("transformers.utils.output_capturing",))
 
 
 class Structure:
@@ -91,7 +93,8 @@ class Structure:
     def _refuse(self, name: str, module: torch.nn.Module):
         label = f"{name or 'the model'} ({type(module).__name__})"
         attributes = module.__dict__
-        if module._forward_hooks or module._forward_pre_hooks:
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if any(getattr(hook, "__module__", None) not in _TRACEABLE_HOOKS for hook in hooks):
             self.refusal = self.refusal or f"{label} has forward hooks, whose Python code must run in every call"
         elif "forward" in attributes:
             self.refusal = self.refusal or f"{label} has a forward of its own (a hook of accelerate or diffusers, or a patch)"

@@ -66,7 +66,8 @@ def pipe(tokenizer) -> StableDiffusionPipeline:
     ).eval()  # fmt: skip
     made = StableDiffusionPipeline(
         vae=tiny_vae(), text_encoder=text, tokenizer=tokenizer, unet=tiny_unet(),
-        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1), safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)

@@ -1,0 +1,1 @@
+"""Numerical parity of OneFlow with PyTorch, pipeline by pipeline: ``python -m conformance``."""
