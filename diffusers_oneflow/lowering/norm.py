@@ -10,7 +10,6 @@ from .registry import Refused, lowering
 from .shape import reshaped
 from .types import torch_dtype
 
-
 # Longer rows are averaged in two steps.
 _LONG = 4096
 
@@ -27,11 +26,11 @@ def _mean(rows):
     return _C.reduce_mean(_C.reduce_mean(reshaped(rows, [n, k // part, part]), [2], False), [1], True)
 
 
-def normalised(rows, eps):
-    """Each row of a (n, k) tensor with mean 0 and variance 1 (biased, plus `eps`)."""
+def _centred(rows, eps):
+    """Each row of a (n, k) tensor with mean 0, and the inverse (n, 1) of its standard deviation (biased, with `eps`)."""
     centred = _C.sub(rows, _mean(rows))
     variance = _mean(_C.mul(centred, centred))
-    return _C.mul(centred, _C.rsqrt(_C.add(variance, eps)))
+    return centred, _C.rsqrt(_C.add(variance, eps))
 
 
 def _per_channel(x, weight, bias):
@@ -44,16 +43,21 @@ def _per_channel(x, weight, bias):
 
 @lowering("aten.group_norm.default")
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    groups = reshaped(input, [input.shape[0] * num_groups, -1])
-    normal = normalised(groups, eps)
-    return _per_channel(reshaped(normal, input.shape), weight, bias)
+    n, c = input.shape[:2]
+    centred, scale = _centred(reshaped(input, [n * num_groups, -1]), eps)
+    if weight is None:
+        return _per_channel(reshaped(_C.mul(centred, scale), input.shape), None, bias)
+    # One factor per channel first: the image is rounded, and walked through, once less.
+    scale = _C.mul(reshaped(scale, [n, num_groups, 1]), reshaped(weight, [1, num_groups, c // num_groups]))
+    scale = reshaped(scale, [n, c] + [1] * (input.ndim - 2))
+    return _per_channel(_C.mul(reshaped(centred, input.shape), scale), None, bias)
 
 
 @lowering("aten.layer_norm.default")
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     axis = input.ndim - len(normalized_shape)
     rows = reshaped(input, [math.prod(input.shape[:axis]), -1])
-    out = reshaped(normalised(rows, eps), input.shape)
+    out = reshaped(_C.mul(*_centred(rows, eps)), input.shape)
     if weight is not None:
         out = _C.mul(out, weight)
     return out if bias is None else _C.add(out, bias)
