@@ -69,6 +69,12 @@ class Tally:
                 self.resident.append(common.resident_bytes())
                 self._channel.send(("progress", (self.done, self.wrong)))
 
+    def missing(self, count: int):
+        """Count results as wrong that are right but were not made by OneFlow."""
+        if count:
+            self.wrong += count
+            self.first_wrong = self.first_wrong or f"{count} results were not made by OneFlow"
+
     def _fault(self) -> str:
         if self._plan.fault == "crash":
             import os
@@ -114,6 +120,7 @@ def calls(channel, plan: Plan) -> dict:
             tally.add(None if same else f"input {which} gives another product")
             if plan.sleep:
                 time.sleep(plan.sleep)
+    tally.missing(plan.count - _graph_calls(module)["Product"])
     return tally.result(time.perf_counter() - start)
 
 
@@ -166,7 +173,7 @@ class _Drawer:
         self._image = lambda seed: models.image(self._pipe, plan.steps, seed, plan.size)
         self._seeds = [1000 * offset + i for i in range(plan.seeds)]
         self._expected = {seed: self._image(seed) for seed in self._seeds}
-        self._first, self.drawn = {}, 0
+        self._steps, self._first, self.drawn = plan.steps, {}, 0
         self._pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
 
     def draw(self) -> str | None:
@@ -174,8 +181,13 @@ class _Drawer:
         import numpy
 
         seed = self._seeds[self.drawn % len(self._seeds)]
+        before = _graph_calls(self._pipe)
         drawn = self._image(seed)
         self.drawn += 1
+        after = _graph_calls(self._pipe)
+        for path, least in (("text_encoder", 1), ("unet", self._steps), ("vae.decoder", 1)):
+            if (ran := after[path] - before[path]) < least:
+                return f"seed {seed}: {path} ran {ran} times on OneFlow, not {least}"
         first = self._first.setdefault(seed, drawn)
         off = int(abs(_bytes(drawn) - _bytes(self._expected[seed])).max())
         if not numpy.array_equal(drawn, first):
@@ -185,6 +197,14 @@ class _Drawer:
 
 def _bytes(image):
     return (image * 255).round().astype("int16")
+
+
+def _graph_calls(attached) -> dict[str, int]:
+    """Component -> how often its graphs ran: torch would give the right result as well."""
+    import diffusers_oneflow
+
+    report = diffusers_oneflow.explain(attached, show=False)
+    return {path: sum(graph.calls for graph in component.graphs) for path, component in report.items()}
 
 
 def _imports(plan: Plan):
