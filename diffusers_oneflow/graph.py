@@ -69,15 +69,18 @@ class CompiledGraph:
         graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage))
         native = engine.native()
         start = time.perf_counter()
-        graph.build_graph(*inputs)
-        _chain(graph)
-        lowered = time.perf_counter()
-        stage("compiling", 0.0)
-        native.begin_graph(self._id)
         try:
-            graph.finish()
+            graph.build_graph(*inputs)
+            _chain(graph)
+            lowered = time.perf_counter()
+            stage("compiling", 0.0)
+            native.begin_graph(self._id)
+            try:
+                graph.finish()
+            finally:
+                report = native.end_graph()
         finally:
-            report = native.end_graph()
+            # Also of a build that failed: a later one would end the process.
             native.drop_leftovers(graph.name)
         stage("compiling", 1.0)
         self.seconds = {"lowering": lowered - start, "compiling": time.perf_counter() - lowered}
