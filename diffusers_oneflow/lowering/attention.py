@@ -9,7 +9,7 @@ from .kernels import checked as _C
 from .logic import where
 from .matmul import product
 from .registry import Refused, lowering
-from .shape import narrow, reshaped
+from .shape import expand, narrow, repeat_interleave, reshaped
 from .types import cast, torch_dtype
 
 # Bytes of scores at a time. OneFlow has no attention kernel for the CPU, and the scores of a whole image are
@@ -28,11 +28,11 @@ def scaled_dot_product_attention(
     if dropout_p:
         raise Refused("dropout; call .eval()")
     if enable_gqa and key.shape[-3] != query.shape[-3]:
-        raise Refused("grouped queries (fewer key heads than query heads)")
-    *lead, m, d = query.shape
+        key, value = (repeat_interleave(x, query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    lead = list(torch.broadcast_shapes(*(tuple(x.shape[:-2]) for x in (query, key, value))))
+    query, key, value = (expand(x, [*lead, *x.shape[-2:]]) for x in (query, key, value))
+    m, d = query.shape[-2:]
     n = key.shape[-2]
-    if list(key.shape[:-2]) != list(lead) or list(value.shape[:-2]) != list(lead):
-        raise Refused("query, key and value with different leading dimensions")
     scale = 1 / math.sqrt(d) if scale is None else scale
     heads = math.prod(lead)
     q, k, v = (reshaped(x, [heads, *x.shape[-2:]]) for x in (query, key, value))

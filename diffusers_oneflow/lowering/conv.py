@@ -2,7 +2,8 @@
 
 
 from .kernels import checked as _C
-from .registry import Refused, lowering
+from .padding import pad
+from .registry import lowering
 from .shape import reshaped
 
 _CONV = {1: _C.conv1d, 2: _C.conv2d, 3: _C.conv3d}
@@ -15,62 +16,50 @@ def _sizes(value, n: int) -> list[int]:
     return value * n if len(value) == 1 else value
 
 
-def _same_padding(op, weight, stride, dilation, n):
-    if any(s != 1 for s in _sizes(stride, n)):
-        raise Refused("padding='same' with a stride")
-    total = [d * (k - 1) for d, k in zip(_sizes(dilation, n), weight.shape[2:])]
-    if any(t % 2 for t in total):
-        raise Refused("padding='same' with an even kernel")
-    return [t // 2 for t in total]
-
-
-def _conv(op, input, weight, bias, stride, padding, dilation, groups):
+def _conv(input, weight, bias, stride, padding, dilation, groups):
     n = weight.ndim - 2
-    if padding == "same":
-        padding = _same_padding(op, weight, stride, dilation, n)
-    elif padding == "valid":
-        padding = 0
-    stride, padding, dilation = _sizes(stride, n), _sizes(padding, n), _sizes(dilation, n)
     unbatched = input.ndim == n + 1
     x = reshaped(input, [1, *input.shape]) if unbatched else input
+    stride, dilation = _sizes(stride, n), _sizes(dilation, n)
+    if padding == "same":
+        # What is left over goes behind; OneFlow's own padding is the same on both sides.
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
+        x = pad(x, [amount for t in reversed(total) for amount in (0, t % 2)]) if any(t % 2 for t in total) else x
+        padding = [t // 2 for t in total]
+    padding = _sizes(0 if padding == "valid" else padding, n)
     out = _CONV[n](x, weight, bias, stride, padding, dilation, groups, "channels_first")
     return reshaped(out, out.shape[1:]) if unbatched else out
 
 
 @lowering("aten.conv1d.default", "aten.conv1d.padding")
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return _conv("aten.conv1d", input, weight, bias, stride, padding, dilation, groups)
+    return _conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 @lowering("aten.conv2d.default", "aten.conv2d.padding")
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return _conv("aten.conv2d", input, weight, bias, stride, padding, dilation, groups)
+    return _conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 @lowering("aten.conv3d.default", "aten.conv3d.padding")
 def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return _conv("aten.conv3d", input, weight, bias, stride, padding, dilation, groups)
+    return _conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 @lowering("aten.convolution.default")
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     if transposed:
         return _deconv(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return _conv("aten.convolution.default", input, weight, bias, stride, padding, dilation, groups)
+    return _conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _deconv(input, weight, bias, stride, padding, output_padding, groups, dilation):
     n = weight.ndim - 2
-    if input.ndim != n + 2:
-        raise Refused("an input without a batch dimension")
     stride, padding, dilation = _sizes(stride, n), _sizes(padding, n), _sizes(dilation, n)
-    output_padding = _sizes(output_padding, n)
-    if groups != 1:
-        raise Refused(f"groups={groups}")
-    return _DECONV[n](
-        input, weight, bias, weight.shape[1], padding, "channels_first", list(weight.shape[2:]), output_padding,
-        stride, dilation, groups,
-    )  # fmt: skip
+    unbatched = input.ndim == n + 1
+    x = reshaped(input, [1, *input.shape]) if unbatched else input
+    out = _DECONV[n](x, weight, bias, stride, padding, _sizes(output_padding, n), groups, dilation, "channels_first")
+    return reshaped(out, out.shape[1:]) if unbatched else out
 
 
 @lowering("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
@@ -79,13 +68,11 @@ def conv_transpose(input, weight, bias=None, stride=1, padding=0, output_padding
 
 
 @lowering("aten.avg_pool2d.default")
-def avg_pool2d(
-    self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-):
-    if self.ndim != 4:
-        raise Refused("an input without a batch dimension")
+def avg_pool2d(self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     kernel_size = _sizes(kernel_size, 2)
-    return _C.avg_pool2d(
-        self, kernel_size, _sizes(stride, 2) if stride else kernel_size, _sizes(padding, 2), ceil_mode,
+    x = reshaped(self, [1, *self.shape]) if self.ndim == 3 else self
+    out = _C.avg_pool2d(
+        x, kernel_size, _sizes(stride, 2) if stride else kernel_size, _sizes(padding, 2), ceil_mode,
         count_include_pad, divisor_override or 0, "channels_first",
     )  # fmt: skip
+    return reshaped(out, out.shape[1:]) if self.ndim == 3 else out

@@ -51,6 +51,14 @@ def index_select(self, dim, index):
     return permute(rows, [order.index(d) for d in range(self.ndim)])
 
 
+@lowering("aten.gather.default")
+def gather(self, dim, index, *, sparse_grad=False):
+    if not self.ndim or not index.ndim:
+        raise Refused("a tensor without dimensions")
+    safe = _C.clamp_max(_C.clamp_min(cast(index, torch.int64), 0), self.shape[dim % self.ndim] - 1)
+    return _C.dim_gather(self, dim % self.ndim, safe, False)
+
+
 @lowering("aten.index.Tensor")
 def index(self, indices):
     """``self[i, j, ...]`` with integer index tensors on the leading dimensions; they broadcast."""

@@ -35,7 +35,7 @@ _DTYPES = {
     "reduce_mean": _FLOAT,
     **dict.fromkeys(("reduce_max", "reduce_min"), _ANY),
     **dict.fromkeys(("argmax", "argmin"), _NUMBER),
-    **dict.fromkeys(("softmax", "log_softmax"), _FLOAT),
+    **dict.fromkeys(("softmax",), _FLOAT),
     # Products, convolutions, images.
     **dict.fromkeys(
         ("matmul", "bias_add", "conv1d", "conv2d", "conv3d", "deconv1d", "deconv2d", "deconv3d", "avg_pool2d",

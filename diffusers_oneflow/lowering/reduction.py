@@ -72,7 +72,7 @@ def any_all(self):
 
 @lowering("aten.any.dim")
 def any_(self, dim, keepdim=False):
-    return cast(_reduced(_C.reduce_max, _counted(self), dim, keepdim), torch.bool)
+    return _truth(_C.reduce_max, self, dim, keepdim)
 
 
 @lowering("aten.all.default")
@@ -82,12 +82,12 @@ def all_all(self):
 
 @lowering("aten.all.dim")
 def all_(self, dim, keepdim=False):
-    return cast(_reduced(_C.reduce_min, _counted(self), dim, keepdim), torch.bool)
+    return _truth(_C.reduce_min, self, dim, keepdim)
 
 
-def _counted(x):
-    """Truth values as 0 and 1 in int32, which OneFlow can reduce."""
-    return cast(cast(x, torch.bool), torch.int32)
+def _truth(function, x, dim, keepdim):
+    made = _reduced(function, cast(x, torch.bool), dim, keepdim)
+    return cast(made, torch.uint8 if torch_dtype(x) == torch.uint8 else torch.bool)
 
 
 @lowering("aten.var.correction")
@@ -101,15 +101,21 @@ def var(self, dim=None, *, correction=None, keepdim=False):
     return _C.div(_reduced(_C.reduce_sum, _C.mul(centred, centred), dims, keepdim), float(count - correction))
 
 
+def _position(function, x, dim, keepdim):
+    if dim is None:
+        found = function(reshaped(x, [-1]), 0, False, flow.int64)
+        return reshaped(found, [1] * x.ndim) if keepdim else found
+    return function(x, dim % x.ndim, keepdim, flow.int64) if x.ndim else filled([], 0, torch.int64)
+
+
 @lowering("aten.argmax.default")
 def argmax(self, dim=None, keepdim=False):
-    if self.ndim == 0:
-        return filled([], 0, torch.int64)
-    if dim is None:
-        if keepdim:
-            raise Refused("keepdim over all dimensions")
-        return _C.argmax(reshaped(self, [-1]), 0, False, flow.int64)
-    return _C.argmax(self, dim % self.ndim, keepdim, flow.int64)
+    return _position(_C.argmax, self, dim, keepdim)
+
+
+@lowering("aten.argmin.default")
+def argmin(self, dim=None, keepdim=False):
+    return _position(_C.argmin, self, dim, keepdim)
 
 
 @lowering("aten.cumsum.default")
@@ -122,16 +128,36 @@ def cumsum(self, dim, *, dtype=None):
     return cast(_C.cumsum(x, dim % x.ndim) if x.ndim else x, dtype)
 
 
+def _last(function, x, dim, dtype):
+    """`function` of a float tensor along `dim`; without dimensions OneFlow's own end the process."""
+    x = floating(x if dtype is None else cast(x, dtype))
+    return function(x, dim % x.ndim) if x.ndim else reshaped(function(reshaped(x, [1]), 0), [])
+
+
+def _log_softmax(x, dim):
+    # OneFlow's own is off by 1e-6.
+    shifted = _C.sub(x, _C.reduce_max(x, [dim], True))
+    return _C.sub(shifted, _C.log(_C.reduce_sum(_C.exp(shifted), [dim], True)))
+
+
 @lowering("aten.softmax.int")
 def softmax(self, dim, dtype=None):
-    x = floating(self if dtype is None else cast(self, dtype))
-    # Without dimensions OneFlow's own ends the process.
-    return _C.softmax(x, dim % x.ndim) if x.ndim else reshaped(_C.softmax(reshaped(x, [1]), 0), [])
+    return _last(_C.softmax, self, dim, dtype)
 
 
 @lowering("aten._softmax.default")
 def softmax_(self, dim, half_to_float):
-    return softmax(self, dim)
+    return _last(_C.softmax, self, dim, None)
+
+
+@lowering("aten.log_softmax.int")
+def log_softmax(self, dim, dtype=None):
+    return _last(_log_softmax, self, dim, dtype)
+
+
+@lowering("aten._log_softmax.default")
+def log_softmax_(self, dim, half_to_float):
+    return _last(_log_softmax, self, dim, None)
 
 
 @lowering("aten.linalg_vector_norm.default")

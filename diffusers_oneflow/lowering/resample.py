@@ -26,10 +26,19 @@ def upsample_nearest2d(input, output_size, scale_factors):
     return _C.upsample_nearest_2d(input, height / h, width / w, [height, width], "channels_first")
 
 
-@lowering("aten.upsample_bilinear2d.vec")
-def upsample_bilinear2d(input, output_size, align_corners, scale_factors):
+def _smooth(function, input, output_size, align_corners, scale_factors):
     if scale_factors is not None and any(s != int(s) for s in scale_factors):
         raise Refused("a scale factor that is not whole; give size instead")
     height, width = _target(input, output_size, scale_factors)
     h, w = input.shape[2:]
-    return _C.upsample_bilinear_2d(input, height / h, width / w, align_corners, [height, width], "channels_first")
+    return function(input, height / h, width / w, align_corners, [height, width], "channels_first")
+
+
+@lowering("aten.upsample_bilinear2d.vec")
+def upsample_bilinear2d(input, output_size, align_corners, scale_factors):
+    return _smooth(_C.upsample_bilinear_2d, input, output_size, align_corners, scale_factors)
+
+
+@lowering("aten.upsample_bicubic2d.vec")
+def upsample_bicubic2d(input, output_size, align_corners, scale_factors):
+    return _smooth(_C.upsample_bicubic_2d, input, output_size, align_corners, scale_factors)

@@ -1,0 +1,72 @@
+"""Lowerings of look-ups."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .harness import Case, check, for_ops, refusal, run
+from .strategies import ANY, FLOAT, INDEX, shapes, sizes, tensors, weights
+
+
+@for_ops("embedding")
+@given(count=sizes, width=sizes, dtype=FLOAT, data=st.data())
+def test_embedding(op, count, width, dtype, data):
+    indices = data.draw(tensors(shapes(0, 3), INDEX, low=0, high=count - 1))
+    check(op, data.draw(weights([count, width], dtype)), indices)
+
+
+@for_ops("index_select")
+@given(x=tensors(shapes(1), ANY), data=st.data())
+def test_index_select(op, x, data):
+    dim = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    check(op, x, dim, data.draw(tensors(st.tuples(sizes), INDEX, low=0, high=x.shape[dim] - 1)))
+
+
+@for_ops("index.Tensor")
+@given(x=tensors(shapes(1), ANY), data=st.data())
+def test_index(op, x, data):
+    """One to all leading dimensions, with indices that broadcast and count from either end."""
+    count = data.draw(st.integers(1, min(x.ndim, 3)))
+    shape = data.draw(shapes(0, 3))
+    indices = []
+    for dim in range(count):
+        kept = [s if data.draw(st.booleans()) else 1 for s in shape]
+        indices.append(data.draw(tensors(kept, INDEX, low=-x.shape[dim], high=x.shape[dim] - 1)))
+    check(op, x, indices)
+
+
+@for_ops("gather")
+@given(x=tensors(shapes(1, 3), ANY), data=st.data())
+def test_gather(op, x, data):
+    dim = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    shape = [data.draw(st.integers(1, s)) for s in x.shape]
+    shape[dim] = data.draw(sizes)
+    check(op, x, dim, data.draw(tensors(shape, st.just(torch.int64), low=0, high=x.shape[dim] - 1)))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, -4, 2**40])
+def test_an_index_out_of_range_neither_ends_the_process_nor_goes_unseen(wrong):
+    """torch raises IndexError; a graph cannot, so the rows are NaN."""
+    table = torch.randn(3, 2)
+    fine = torch.tensor([1, 0])
+    for op, args in (
+        ("aten.embedding.default", lambda i: (table, i)),
+        ("aten.index_select.default", lambda i: (table, 0, i)),
+        ("aten.index.Tensor", lambda i: (table, [i])),
+        ("aten.index.Tensor", lambda i: (table, [i, torch.zeros_like(i)])),
+    ):
+        if op == "aten.index.Tensor" and wrong == -1:
+            continue  # the last one
+        case = Case(op, args(fine), {})
+        bad = torch.tensor([1, wrong])
+        case.args = args(bad)
+        (result,) = run([case])[0]
+        assert torch.equal(result[0], case.made[0]), op
+        assert result[1].isnan().all(), op
+
+
+def test_what_is_refused():
+    x = torch.randn(3, 4)
+    assert "mask" in refusal("aten.index.Tensor", x, [torch.tensor([True, False, True])])
+    assert "leading" in refusal("aten.index.Tensor", x, [None, torch.tensor([1])])
