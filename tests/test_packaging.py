@@ -1,0 +1,161 @@
+"""What a fresh machine needs: a Python that is found, a lock file that is whole, an archive with every file."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import tomli
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+OLD = {"python_version": "3.10", "python_full_version": "3.10.13", "sys_platform": "linux"}
+NEW = {**OLD, "python_version": "3.12", "python_full_version": "3.12.1"}
+
+
+def locked() -> dict[str, str]:
+    """Package -> pinned version."""
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    found = [re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+)", line) for line in lines]
+    assert all(found), [line for line, match in zip(lines, found) if not match]
+    return {canonicalize_name(m[1]): m[2] for m in found}
+
+
+def declared(environment: dict) -> list[Requirement]:
+    """What pyproject.toml asks for with all extras, on such a Python."""
+    texts = [*PROJECT["dependencies"], *(t for extra in PROJECT["optional-dependencies"].values() for t in extra)]
+    return [r for r in map(Requirement, texts) if r.marker is None or r.marker.evaluate(environment)]
+
+
+def test_the_lock_pins_what_pyproject_asks_for():
+    pins = locked()
+    for requirement in declared(OLD):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_is_closed():
+    """Each locked package finds everything that it needs in the lock."""
+    pins = locked()
+    for name in pins:
+        for text in metadata.requires(name) or ():
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in pins, f"{name} needs {needed.name}"
+
+
+def test_the_engine_is_asked_for_on_the_python_that_it_exists_for_only():
+    def names(environment):
+        return {r.name for r in declared(environment)}
+
+    assert names(OLD) - names(NEW) == {"oneflow", "nvidia-cublas-cu11", "nvidia-cudnn-cu11", "protobuf", "numpy"}
+
+
+def script(path: Path, body: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def find(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run the search with nothing on PATH but what the test put into `tmp_path`/bin, and basic tools."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("ls", "sort", "cat"):
+        (tools / tool).symlink_to(f"/bin/{tool}" if Path(f"/bin/{tool}").exists() else f"/usr/bin/{tool}")
+    environment = {"PATH": f"{tmp_path / 'bin'}:{tools}", "HOME": str(tmp_path), **variables}
+    return subprocess.run(
+        ["/bin/bash", str(ROOT / "scripts/find_python.sh")], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+SHIM = 'echo "pyenv: python3.10: command not found" >&2; exit 127'
+
+
+def test_a_shim_that_does_not_run_is_passed_over(tmp_path):
+    script(tmp_path / "bin/python3.10", SHIM)
+    script(tmp_path / "bin/python3", f'exec "{sys.executable}" "$@"')
+    found = find(tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == sys.executable
+
+
+def test_another_version_is_passed_over(tmp_path):
+    script(tmp_path / "bin/python3", f"exec {sys.executable} -c 'import sys; sys.exit(1)'")
+    assert find(tmp_path).returncode == 1
+
+
+def test_folders_of_pyenv_are_looked_into(tmp_path):
+    script(tmp_path / "bin/python3.10", SHIM)
+    script(tmp_path / ".pyenv/versions/3.10.9/bin/python3.10", SHIM)
+    script(tmp_path / ".pyenv/versions/3.10.4/bin/python3.10", f'exec "{sys.executable}" "$@"')
+    assert find(tmp_path).stdout.strip() == sys.executable
+
+
+def test_uv_is_asked(tmp_path):
+    script(tmp_path / "bin/uv", f'[ "$1 $2" = "python find" ] && echo "{sys.executable}"')
+    assert find(tmp_path).stdout.strip() == sys.executable
+
+
+def test_without_python_the_message_says_what_to_do(tmp_path):
+    found = find(tmp_path)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "No Python 3.10 found" in found.stderr
+    assert "uv python install 3.10" in found.stderr
+
+
+def test_a_python_that_was_named_and_does_not_fit_is_an_error(tmp_path):
+    script(tmp_path / "bin/python3", f'exec "{sys.executable}" "$@"')
+    found = find(tmp_path, PYTHON="/no/such/python")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "/no/such/python" in found.stderr
+
+
+@pytest.mark.parametrize(("changed", "runs"), [(None, False), ("requirements.lock", True), ("setup.py", True)])
+def test_setup_runs_again_only_when_something_changed(tmp_path, changed, runs):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+        os.utime(tmp_path / name, (1_000_000, 1_000_000))
+    script(tmp_path / ".venv/bin/python", "exit 0")
+    (tmp_path / ".venv/.ready").touch()
+    os.utime(tmp_path / ".venv/.ready", (2_000_000, 2_000_000))
+    if changed:
+        os.utime(tmp_path / changed, (3_000_000, 3_000_000))
+    for target, command in (("demo", "diffusers_oneflow.demo.compare"), ("test", "pytest")):
+        said = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert ("pip install" in said) == runs
+        assert command in said
+
+
+def test_the_source_archive_holds_every_file_of_the_package(tmp_path):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / name).symlink_to(ROOT / name)
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('../out'))"
+    (tmp_path / "out").mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "tree", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "out").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    package = {name for name in tracked.stdout.splitlines() if name.startswith("diffusers_oneflow/") and (ROOT / name).is_file()}
+    assert len(package) > 50
+    assert package <= held, sorted(package - held)
+
+
+def test_installed_metadata_announces_the_entry_points():
+    points = {(p.group, p.name) for p in metadata.distribution("diffusers_oneflow").entry_points}
+    assert {
+        ("console_scripts", "diffusers-oneflow"), ("torch.backends", "diffusers_oneflow"),
+        ("torch_dynamo_backends", "oneflow"), ("diffusers.backends", "oneflow"),
+    } <= points  # fmt: skip
