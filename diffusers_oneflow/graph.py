@@ -114,6 +114,7 @@ def _release(graph, graph_id: int):
     with ENGINE_LOCK:
         graph.destroy()
         engine.native().release_graph(graph_id)
+        engine.native().drop_registers(graph.name)
 
 
 def _used(program: Program, name: str) -> bool:

@@ -10,6 +10,7 @@
 
 #include <memory>
 #include <unordered_map>
+#include <vector>
 
 #include "oneflow/core/job/job_set.pb.h"
 #include "oneflow/core/job/plan.pb.h"
@@ -47,6 +48,20 @@ extern "C++" void* TensorNames() asm("_ZN7oneflow3one15TensorNameScope6GlobalEv"
 extern "C++" void ClearTensorNames(void* names) asm("_ZN7oneflow3one15TensorNameScope5ClearEv");
 extern "C++" void DeleteOpGraph() asm("_ZN7oneflow9SingletonINS_7OpGraphEvE6DeleteEv");
 
+// The first member of oneflow::RegstMgr. Nothing ever takes a register's description out of it.
+using Registers = std::unordered_map<int64_t, void*>;
+extern "C++" void DestroyDescription(void* description) asm("_ZN7oneflow11RtRegstDescD1Ev");
+
+using AddPlanFn = void (*)(Registers*, const oneflow::Plan&, const void*);
+AddPlanFn add_plan_original;
+Registers* registers = nullptr;
+std::unordered_map<std::string, std::vector<int64_t>> registers_of_job;
+
+void AddPlan(Registers* self, const oneflow::Plan& plan, const void* variables) {
+  registers = self;
+  add_plan_original(self, plan, variables);
+}
+
 using RuntimeFn = void (*)(void*, const oneflow::Plan&, const void*);
 RuntimeFn runtime_original;
 thread_local oneflow::Plan* last_plan = nullptr;
@@ -81,6 +96,14 @@ void Empty(Message* message) {
   message->Swap(&fresh);
 }
 
+std::vector<int64_t> RegistersOf(const oneflow::Plan& plan) {
+  std::vector<int64_t> ids;
+  for (const auto& task : plan.task()) {
+    for (const auto& item : task.produced_regst_desc()) { ids.push_back(item.second.regst_desc_id()); }
+  }
+  return ids;
+}
+
 void DropJob(const std::string& name) {
   const MaybePointer found = JobManagerOrError();
   if (!found.ok) { return; }
@@ -102,16 +125,37 @@ bool InstallLeftovers() {
       Redirect("_ZN7oneflow7RuntimeC1ERKNS_4PlanERKSt13unordered_mapISsPNS_2vm15EagerBlobObjectESt4hashISsESt8equal_toISsESa"
                "ISt4pairIKSsS7_EEE",
                reinterpret_cast<void*>(&NewRuntime)));
-  return runtime_original != nullptr;
+  add_plan_original = reinterpret_cast<AddPlanFn>(
+      Redirect("_ZN7oneflow8RegstMgr7AddPlanERKNS_4PlanERKSt13unordered_mapISsPNS_2vm15EagerBlobObjectESt4hashISsESt8equal_t"
+               "oISsESaISt4pairIKSsS7_EEE",
+               reinterpret_cast<void*>(&AddPlan)));
+  return runtime_original != nullptr && add_plan_original != nullptr;
 }
 
 void DropLeftovers(const std::string& job_name) {
   if (runtime_original == nullptr) { return; }
-  if (last_plan != nullptr) { Empty(last_plan); }
+  if (last_plan != nullptr) {
+    registers_of_job[job_name] = RegistersOf(*last_plan);
+    Empty(last_plan);
+  }
   last_plan = nullptr;
   ClearTensorNames(TensorNames());
   DeleteOpGraph();
   DropJob(job_name);
+  malloc_trim(0);
+}
+
+void DropRegisters(const std::string& job_name) {
+  const auto found = registers_of_job.find(job_name);
+  if (found == registers_of_job.end() || registers == nullptr) { return; }
+  for (const int64_t id : found->second) {
+    const auto entry = registers->find(id);
+    if (entry == registers->end()) { continue; }
+    DestroyDescription(entry->second);
+    operator delete(entry->second);
+    registers->erase(entry);
+  }
+  registers_of_job.erase(found);
   malloc_trim(0);
 }
 

@@ -11,4 +11,7 @@ bool InstallLeftovers();
 // inferred it and the plan that its actors were made from. The graph keeps running and can be destroyed.
 void DropLeftovers(const std::string& job_name);
 
+// To be called when the graph's C++ object is gone: frees the descriptions of its registers.
+void DropRegisters(const std::string& job_name);
+
 }  // namespace dfo

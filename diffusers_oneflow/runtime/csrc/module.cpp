@@ -33,6 +33,13 @@ PyObject* DropLeftovers(PyObject*, PyObject* arg) {
   Py_RETURN_NONE;
 }
 
+PyObject* DropRegisters(PyObject*, PyObject* arg) {
+  const char* job_name = PyUnicode_AsUTF8(arg);
+  if (job_name == nullptr) { return nullptr; }
+  dfo::DropRegisters(job_name);
+  Py_RETURN_NONE;
+}
+
 PyObject* ReleaseGraph(PyObject*, PyObject* arg) {
   const long long graph = PyLong_AsLongLong(arg);
   if (graph == -1 && PyErr_Occurred()) { return nullptr; }
@@ -49,6 +56,7 @@ PyMethodDef methods[] = {
     {"begin_graph", BeginGraph, METH_O, "begin_graph(id): this thread compiles that graph until end_graph()."},
     {"end_graph", EndGraph, METH_NOARGS, "end_graph() -> dict of the graph's bytes."},
     {"drop_leftovers", DropLeftovers, METH_O, "drop_leftovers(job name): free what only the build of that graph needed."},
+    {"drop_registers", DropRegisters, METH_O, "drop_registers(job name): free the registers of a graph whose C++ object is gone."},
     {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
     {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},
