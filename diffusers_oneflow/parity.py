@@ -92,17 +92,12 @@ def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = ""
         ValueError: the module gives no floating-point output.
     """
     path = path or type(module).__name__
-    with torch.no_grad():
-        single = _floats(module(*args, **kwargs))
-        reference = _reference(module, args, kwargs)
-        compile(module, OneFlowConfig(fallback="error", progress=False))
-        try:
-            ours = _floats(module(*args, **kwargs))
-        finally:
-            detach(module)
-    if not reference:
-        raise ValueError(f"{path} gives no floating-point output to compare")
-    return Component(path, error(single, reference), error(ours, reference))
+    expected = _expected(module, args, kwargs, path)
+    compile(module, OneFlowConfig(fallback="error", progress=False))
+    try:
+        return _judge(module, args, kwargs, path, expected)
+    finally:
+        detach(module)
 
 
 def pipeline(pipe, draw: Callable[[object], np.ndarray]) -> Report:
@@ -124,9 +119,11 @@ def pipeline(pipe, draw: Callable[[object], np.ndarray]) -> Report:
         for hook in hooks:
             hook.remove()
     found = models(pipe)
-    rows = [component(found[path], args, kwargs, path) for path, (args, kwargs) in calls.items()]
+    exact = {path: _expected(found[path], *call, path) for path, call in calls.items()}
     pipe.to(backend="oneflow", backend_config=OneFlowConfig(fallback="error", progress=False))
     try:
+        # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
+        rows = [_judge(found[path], *call, path, exact[path]) for path, call in calls.items()]
         images = draw(pipe)
     finally:
         pipe.to(backend="torch")
@@ -167,11 +164,23 @@ def _record(calls: dict, path: str):
     return hook
 
 
-def _reference(module, args, kwargs) -> list[torch.Tensor]:
+@torch.no_grad()
+def _expected(module, args, kwargs, path: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """PyTorch's results in float32 and in float64."""
+    single = _floats(module(*args, **kwargs))
+    if not single:
+        raise ValueError(f"{path} gives no floating-point output to compare")
     flat = signature.flatten((args, kwargs))
     wide = [t.double() if t.is_floating_point() else t for t in flat.tensors]
     args, kwargs = signature.rebuild(flat.spec, wide)
-    return _floats(copy.deepcopy(module).double()(*args, **kwargs))
+    return single, _floats(copy.deepcopy(module).double()(*args, **kwargs))
+
+
+@torch.no_grad()
+def _judge(module, args, kwargs, path: str, expected) -> Component:
+    """Run an attached module and compare."""
+    single, exact = expected
+    return Component(path, error(single, exact), error(_floats(module(*args, **kwargs)), exact))
 
 
 def _floats(output) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_oneflow import parity
+from diffusers_oneflow import dispatch, parity
 from diffusers_oneflow.backend import OneFlowBackend
 from diffusers_oneflow.errors import Unsupported
 
@@ -75,7 +75,11 @@ def test_what_cannot_run_is_said():
         parity.component(Sorting(), (torch.randn(3, 3),), {})
 
 
-def test_the_demo_pipeline_passes_as_a_whole(demo_pipe):
+def test_the_demo_pipeline_passes_as_a_whole(demo_pipe, monkeypatch):
+    captured = []
+    capture = dispatch.capture
+    monkeypatch.setattr(dispatch, "capture", lambda *args: captured.append(args[0]) or capture(*args))
+
     def draw(pipe):
         noise = torch.Generator().manual_seed(0)
         images = pipe("a red circle", num_inference_steps=2, generator=noise, output_type="np").images
@@ -84,4 +88,5 @@ def test_the_demo_pipeline_passes_as_a_whole(demo_pipe):
     report = parity.pipeline(demo_pipe, draw)
     assert {c.path for c in report.components} == {"text_encoder", "unet", "vae.encoder", "vae.decoder"}
     assert report.passed, report.as_dict()
+    assert len(captured) == 4  # each component's graph was built once, for its own comparison and for the image
     assert not OneFlowBackend.is_attached(demo_pipe)
