@@ -118,15 +118,19 @@ def timed_turn(call: Callable[[], object], least: float = 0.2) -> float:
 
 
 def machine() -> dict:
-    """Cores, processor, memory, versions and the load before the run; no names of hosts or users."""
+    """Cores, processor, memory, versions and the load before the run (with a caution); no names of hosts or users."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        # Torch's threads spin while they wait for each other: beside other work it can be a hundred times slower.
+        print(f"caution: the load is {load:.1f} already; timings need an idle machine")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": models[0] if models else platform.machine(),
         "memory_gib": round(memory / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": round(load, 2),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }

@@ -13,8 +13,7 @@ from .peers import PEERS, before_import, prepare
 
 PEAK_BAR = 1.2
 CHURN_BAR = 1.05
-# Mixed up, with the largest among the first three: the arena that all graphs share has its full size from there on,
-# so that what still grows is what dropped graphs leave behind.
+# Mixed up. The largest comes first: the arena that all graphs share has had its full size from there on.
 _CHURN_ORDER = (7, 12, 19, 2, 16, 9, 5, 14, 0, 11, 18, 3, 17, 8, 13, 1, 10, 6, 15, 4)
 
 
@@ -51,12 +50,14 @@ def peaks(model: str, latents: list[int], peers: list[str]) -> dict[int, dict[st
     return found
 
 
-def churn_sizes(count: int, smallest: int = 4) -> list[int]:
-    """`count` different even latent sizes in mixed order, the largest among the first three."""
-    order = sorted(range(count), key=lambda i: _CHURN_ORDER[i % 20] + i // 20 * 20)
-    order.remove(count - 1)
-    order.insert(2, count - 1)
-    return [smallest + 2 * i for i in order]
+def churn_sizes(count: int) -> list[int]:
+    """`count` different even latent sizes in mixed order.
+
+    The third and the last, after which memory is compared, are the two smallest: what the graph that is alive
+    then takes would otherwise hide what dropped ones left behind.
+    """
+    order = sorted(range(2, count - 1), key=lambda i: _CHURN_ORDER[i % 20] + i // 20 * 20)
+    return [4 + 2 * i for i in (count - 1, *order[:1], 0, *order[1:], 1)]
 
 
 def churn(count: int, way: str = "evict", model: str = "demo") -> list[int]:

@@ -98,7 +98,9 @@ def sd15_pipeline(seed: int = 0) -> StableDiffusionPipeline:
             text_encoder=sd15_text_encoder(seed),
             tokenizer=CLIPTokenizer.from_pretrained(diffusers_oneflow.demo_model(), subfolder="tokenizer", model_max_length=77),
             unet=sd15_unet(seed),
-            scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+            scheduler=DDIMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+            ),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
