@@ -1,6 +1,7 @@
 """The command line: ``diffusers-oneflow generate | doctor | explain | parity``."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -143,6 +144,8 @@ def _size(text: str | None) -> dict[str, int]:
 
 def _load(model: str | None):
     """The pipeline of a folder or repository in float32 on the CPU, where OneFlow runs."""
+    # transformers speaks of packages it does not find while it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
     from diffusers import DiffusionPipeline
 

@@ -4,9 +4,13 @@ Writes both images and one that shows them side by side, and prints how far apar
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
+
+# transformers speaks of packages it does not find while it is imported.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
@@ -44,7 +48,8 @@ def side_by_side(images: dict[str, Image.Image], scale: int = 2, margin: int = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison from the command line; 1 if the images differ by more than one level or torch helped out."""
-    from diffusers import StableDiffusionPipeline
+    import diffusers
+    import transformers
 
     from diffusers_oneflow import explain
 
@@ -55,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     options = p.parse_args(arguments)
 
-    pipe = StableDiffusionPipeline.from_pretrained(demo_model())
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(demo_model())
     pipe.set_progress_bar_config(disable=True)
     expected, torch_seconds = draw(pipe, options.prompt, options.steps, options.seed)
     pipe.to(backend="oneflow")
@@ -69,7 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     side_by_side({"OneFlow": image, "PyTorch": expected}).save(options.out / "demo-side-by-side.png")
     levels = max(difference(image, expected), difference(again, expected))
     print(f"prompt: {options.prompt}")
-    print(f"torch: {torch_seconds:.2f} s; OneFlow: {oneflow_seconds:.2f} s, {first_seconds:.2f} s with compilation")
+    graphs = [graph for component in report.values() for graph in component.graphs]
+    compiling = sum(sum(graph.seconds.values()) for graph in graphs)
+    print(f"OneFlow: {len(graphs)} graphs, {report.fallbacks} fallbacks, compiled in {compiling:.2f} s")
+    print(f"seconds for the image: torch {torch_seconds:.2f}, OneFlow {oneflow_seconds:.2f} ({first_seconds:.2f} the first time)")
     print(f"largest pixel difference: {levels} of 255")
     print(f"written: {', '.join(str(options.out / f'demo-{n}.png') for n in ('oneflow', 'torch', 'side-by-side'))}")
     return int(levels > 1 or report.fallbacks > 0)

@@ -26,6 +26,7 @@ def test_the_command_writes_three_images_and_says_how_far_apart_they_are(tmp_pat
     assert compare.main([prompt, "--out", str(tmp_path), "--steps", "2"]) == 0
     said = capsys.readouterr().out
     assert prompt in said
+    assert "OneFlow: 3 graphs, 0 fallbacks" in said
     assert "largest pixel difference: 0 of 255" in said or "largest pixel difference: 1 of 255" in said
     for name in ("oneflow", "torch", "side-by-side"):
         assert Image.open(tmp_path / f"demo-{name}.png").width >= 128
