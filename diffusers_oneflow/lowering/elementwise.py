@@ -7,6 +7,7 @@ import torch
 from .kernels import checked as _C
 from .logic import chosen
 from .registry import Refused, lowering
+from .shape import expand
 from .types import cast, fitting, floating, promoted, torch_dtype
 
 _FLOAT_UNARY = {
@@ -164,3 +165,8 @@ def to_other(self, other, non_blocking=False, copy=False, memory_format=None):
 @lowering("aten.type_as.default")
 def type_as(self, other):
     return cast(self, torch_dtype(other))
+
+
+@lowering("aten.copy.default")
+def copy(self, src, non_blocking=False):
+    return expand(cast(src, torch_dtype(self)), list(self.shape))

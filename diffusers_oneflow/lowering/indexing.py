@@ -14,7 +14,7 @@ from .factory import filled
 from .kernels import checked as _C
 from .logic import chosen
 from .registry import Refused, lowering
-from .shape import permute, reshaped
+from .shape import cat, permute, reshaped, slice_, unsqueeze
 from .types import cast, torch_dtype
 
 
@@ -61,22 +61,56 @@ def gather(self, dim, index, *, sparse_grad=False):
 
 @lowering("aten.index.Tensor")
 def index(self, indices):
-    """``self[i, j, ...]`` with integer index tensors on the leading dimensions; they broadcast."""
-    given = [i for i in indices if i is not None]
-    if any(i is None for i in indices[: len(given)]):
-        raise Refused("an index that leaves out a leading dimension")
+    """``self[i, :, j, ...]`` with integer index tensors, which broadcast."""
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    given = [indices[d] for d in dims]
     if any(i.dtype not in (flow.int64, flow.int32) for i in given):
         raise Refused("a mask as index gives a shape that depends on data")
-    # One flat index into the leading dimensions, in which each index that is out of range stays so.
-    count = len(given)
+    # The indexed dimensions come first, as one that a flat index picks from.
+    rest = [d for d in range(self.ndim) if d not in dims]
+    sizes = [self.shape[d] for d in dims]
+    table = reshaped(permute(self, dims + rest), [math.prod(sizes), *(self.shape[d] for d in rest)])
+    flat = _flat_index(given, sizes)
+    rows = reshaped(_rows(table, reshaped(flat, [-1])), [*flat.shape, *table.shape[1:]])
+    # The new dimensions stand where the indexed ones did, if those were neighbours, else in front.
+    before = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
+    made, kept = list(range(flat.ndim)), list(range(flat.ndim, rows.ndim))
+    return permute(rows, kept[:before] + made + kept[before:])
+
+
+def _flat_index(indices, sizes):
+    """One index into dimensions of `sizes` taken together; -1 where an index is out of range."""
     flat, stride, bad = None, 1, None
-    for i, size in reversed(list(zip(given, self.shape))):
+    for i, size in reversed(list(zip(indices, sizes))):
         i = _wrapped(cast(i, torch.int64), size)
         outside = _C.logical_or(_C.less(i, 0), _C.greater_equal(i, size))
         bad = outside if bad is None else _C.logical_or(bad, outside)
         part = _C.mul(i, stride)
         flat = part if flat is None else _C.add(flat, part)
         stride *= size
-    flat = chosen(bad, filled([], -1, torch.int64), flat)
-    rows = _rows(reshaped(self, [stride, *self.shape[count:]]), reshaped(flat, [-1]))
-    return reshaped(rows, [*flat.shape, *self.shape[count:]])
+    return chosen(bad, filled([], -1, torch.int64), flat)
+
+
+@lowering("aten.slice_scatter.default")
+def slice_scatter(self, src, dim=0, start=None, end=None, step=1):
+    dim = dim % self.ndim
+    size = self.shape[dim]
+    start, end, _ = slice(start, end).indices(size)
+    if end <= start:
+        return self
+    if step != 1:
+        # Every second element, say, of a whole dimension: one element in a dimension of two.
+        if size % step or start >= step or end <= size - step + start:
+            raise Refused(f"a step of {step} through a part of a dimension")
+        split = [*self.shape[:dim], size // step, step, *self.shape[dim + 1 :]]
+        return reshaped(slice_scatter(reshaped(self, split), unsqueeze(src, dim + 1), dim + 1, start, start + 1), self.shape)
+    parts = [slice_(self, dim, 0, start)] if start else []
+    parts.append(cast(src, torch_dtype(self)))
+    return cat(parts + ([slice_(self, dim, end, size)] if end < size else []), dim)
+
+
+@lowering("aten.select_scatter.default")
+def select_scatter(self, src, dim, index):
+    dim = dim % self.ndim
+    index = index % self.shape[dim]
+    return slice_scatter(self, unsqueeze(src, dim), dim, index, index + 1)

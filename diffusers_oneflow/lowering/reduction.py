@@ -31,9 +31,10 @@ def sum_all(self, *, dtype=None):
 
 @lowering("aten.sum.dim_IntList")
 def sum_(self, dim, keepdim=False, *, dtype=None):
-    if dtype is None and not torch_dtype(self).is_floating_point:
-        dtype = torch.int64
-    return _reduced(_C.reduce_sum, cast(self, dtype) if dtype else self, dim, keepdim)
+    dtype = dtype or (torch_dtype(self) if torch_dtype(self).is_floating_point else torch.int64)
+    # There are kernels for int64 and floats only.
+    x = cast(cast(self, dtype), dtype if dtype.is_floating_point else torch.int64)
+    return cast(_reduced(_C.reduce_sum, x, dim, keepdim), dtype)
 
 
 @lowering("aten.mean.default")

@@ -42,7 +42,9 @@ class FoldConstants(Rewrite):
     def _compute(node, constant):
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: constant[n])
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            made = node.target(*args, **kwargs)
+        # A copy that RemoveNoops took out may have been there for a view.
+        return made.contiguous() if isinstance(made, torch.Tensor) else made
 
     def _store(self, program, node, tensor):
         name = f"folded_{node.name}"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .harness import Case, check, for_ops, refusal, run
-from .strategies import ANY, BOOL, FLOAT, NUMBER, tensors
+from .strategies import ANY, BOOL, FLOAT, NUMBER, shapes, tensors
 
 
 @for_ops("exp", "sin", "cos", "tanh", "sigmoid", "erf", "expm1", "atan")
@@ -141,3 +141,9 @@ def test_what_is_refused():
     assert "bool" in refusal("aten.bitwise_not.default", torch.ones(2, dtype=torch.int64))
     assert "complex64" in refusal("aten.to.dtype", torch.ones(2), torch.complex64)
     assert "int16" in refusal("aten.to.dtype", torch.ones(2), torch.int16)
+
+
+@for_ops("copy")
+@given(x=tensors(shapes(1), ANY), dtype=ANY)
+def test_copy_takes_shape_and_dtype_of_the_first(op, x, dtype):
+    check(op, x, torch.ones(x.shape[-1], dtype=dtype))

@@ -36,6 +36,40 @@ def test_index(op, x, data):
     check(op, x, indices)
 
 
+@for_ops("index.Tensor")
+@given(x=tensors(shapes(2, 4), ANY), data=st.data())
+def test_index_with_dimensions_left_out(op, x, data):
+    shape = data.draw(shapes(0, 2))
+    indices = [None] * x.ndim
+    for dim in data.draw(st.lists(st.integers(0, x.ndim - 1), min_size=1, max_size=2, unique=True)):
+        indices[dim] = data.draw(tensors(shape, INDEX, low=0, high=x.shape[dim] - 1))
+    while indices[-1] is None:
+        indices.pop()
+    check(op, x, indices)
+
+
+@for_ops("slice_scatter", "select_scatter")
+@given(x=tensors(shapes(1), ANY), data=st.data())
+def test_scatter(op, x, data):
+    dim = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    if op == "aten.select_scatter.default":
+        at = data.draw(st.integers(-x.shape[dim], x.shape[dim] - 1))
+        check(op, x, data.draw(tensors(x.select(dim, 0).shape, st.just(x.dtype))), dim, at)
+    else:
+        start = data.draw(st.integers(0, x.shape[dim] - 1))
+        end = data.draw(st.integers(start + 1, x.shape[dim]))
+        check(op, x, data.draw(tensors(x.narrow(dim, 0, end - start).shape, st.just(x.dtype))), dim, start, end)
+        check(op, x, x, dim)
+
+
+@for_ops("slice_scatter")
+@given(x=tensors([2, 12, 3], ANY), step=st.sampled_from([2, 3, 4]), dim=st.sampled_from([1, -2]), data=st.data())
+def test_scatter_with_a_step(op, x, step, dim, data):
+    """Rotary embeddings write their even and odd elements like this."""
+    start = data.draw(st.integers(0, step - 1))
+    check(op, x, data.draw(tensors([2, 12 // step, 3], st.just(x.dtype))), dim, start, 2**63 - 1, step)
+
+
 @for_ops("gather")
 @given(x=tensors(shapes(1, 3), ANY), data=st.data())
 def test_gather(op, x, data):
@@ -69,4 +103,4 @@ def test_an_index_out_of_range_neither_ends_the_process_nor_goes_unseen(wrong):
 def test_what_is_refused():
     x = torch.randn(3, 4)
     assert "mask" in refusal("aten.index.Tensor", x, [torch.tensor([True, False, True])])
-    assert "leading" in refusal("aten.index.Tensor", x, [None, torch.tensor([1])])
+    assert "a step of 2" in refusal("aten.slice_scatter.default", x, x[:, 1:3:2], 1, 1, 3, 2)
