@@ -43,14 +43,14 @@ def generate(
 ):
     """Draw one image from a prompt and write it to a file."""
     arguments = _size(size)
+    _writable(out)
     pipe = _attached(_load(model), backend)
     start = time.perf_counter()
     image = _draw(pipe, prompt, steps, seed, guidance_scale=guidance, **arguments).images[0]
     seconds = time.perf_counter() - start
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         image.save(out)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         _stop(f"{out} could not be written: {error}")
     typer.echo(f"{out}: {image.width}x{image.height}, {steps} steps on {backend} in {seconds:.1f} s, compilation included")
 
@@ -142,6 +142,22 @@ def _size(text: str | None) -> dict[str, int]:
     return {"width": int(width), "height": int(height or width)}
 
 
+def _writable(out: Path):
+    """Find out before minutes of drawing whether an image can be written there; makes its folder."""
+    from PIL import Image
+
+    if out.is_dir():
+        _stop(f"--out {out} is a folder: name a file in it")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        _stop(f"--out {out} has no ending of an image format, such as .png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _stop(f"the folder of --out {out} cannot be made: {error.strerror}")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        _stop(f"--out {out} cannot be written: no permission")
+
+
 def _load(model: str | None):
     """The pipeline of a folder or repository in float32 on the CPU, where OneFlow runs."""
     # transformers speaks of packages it does not find while it is imported.
@@ -151,12 +167,16 @@ def _load(model: str | None):
 
     from .demo import demo_model
 
+    if model is not None and model.startswith(("/", ".", "~")) and not Path(model).exists():
+        _stop(f"there is no folder {model}")
     if model is not None and Path(model).exists() and not (Path(model) / "model_index.json").is_file():
         _stop(f"{model} is no diffusers pipeline: it has no model_index.json")
     try:
         return DiffusionPipeline.from_pretrained(model or demo_model(), dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        _stop(f"{model} could not be loaded: {str(error).strip().splitlines()[0]}")
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
+        # A broken model_index.json raises any of them.
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        _stop(f"{model or 'the demo model'} could not be loaded: {said[0]}")
 
 
 def _attached(pipe, backend: str):

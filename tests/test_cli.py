@@ -52,6 +52,10 @@ def test_one_seed_gives_one_image_on_both_backends(run, tiny, tmp_path):
         (["generate", "x", "--size", "big"], "--size big is not of the form"),
         (["generate", "x", "--size", "12"], "divisible by 8"),
         (["generate", "x", "--model", "."], "it has no model_index.json"),
+        (["generate", "x", "--out", "/proc/none/x.png"], "cannot be made"),
+        (["generate", "x", "--out", "."], "is a folder"),
+        (["generate", "x", "--out", "x.txt"], "no ending of an image format"),
+        (["generate", "x", "--model", "./no-such"], "there is no folder ./no-such"),
         (["explain", "no/such/model"], "no/such/model could not be loaded"),
     ],
 )
@@ -60,6 +64,13 @@ def test_mistakes_get_one_sentence_and_no_traceback(run, words, message):
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_broken_model_index_gets_one_sentence(run, tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline", "unet": ["diffusers", "NoSuchModel"]}')
+    result = run("parity", tmp_path)
+    assert result.exit_code == 2
+    assert "could not be loaded" in result.output
 
 
 def test_doctor_finds_the_engine(run):
