@@ -9,7 +9,7 @@ import gc
 import sys
 
 from . import children, common
-from .peers import PEERS, before_import, prepare
+from .peers import PEERS, environment, prepare
 
 PEAK_BAR = 1.2
 CHURN_BAR = 1.05
@@ -19,7 +19,11 @@ _CHURN_ORDER = (7, 12, 19, 2, 16, 9, 5, 14, 0, 11, 18, 3, 17, 8, 13, 1, 10, 6, 1
 
 def peak(peer: str, model: str, latent: int, calls: int = 2) -> dict[str, int]:
     """Resident bytes of this fresh process after each stage, and its peak, in bytes."""
-    before_import(peer)
+    with environment(peer):
+        return _peak(peer, model, latent, calls)
+
+
+def _peak(peer: str, model: str, latent: int, calls: int) -> dict[str, int]:
     import torch
 
     from . import models

@@ -1,8 +1,9 @@
 """Who is compared: OneFlow and torch in its usual forms, each set up on a stock pipeline or module, in place."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 PEERS = {
     "oneflow": "OneFlow graphs by this package",
@@ -14,14 +15,19 @@ PEERS = {
 DEFAULT = ("oneflow", "torch", "torch-channels-last", "torch-compile")
 
 
-def before_import(peer: str):
-    """Set what must be set before torch is imported; call it first in a process of the peer's own.
+@contextlib.contextmanager
+def environment(peer: str) -> Iterator[None]:
+    """Set what must be set before torch is imported; enter it first in a process of the peer's own.
 
-    torch.compile gets an empty cache: its compile time is then that of a first run.
+    torch.compile gets an empty cache, gone afterwards: its compile time is then that of a first run.
     """
     check(peer)
-    if peer.startswith("torch-compile"):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="inductor-")
+    if not peer.startswith("torch-compile"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="inductor-", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        yield
 
 
 def check(peer: str):

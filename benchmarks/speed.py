@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from . import common
 from .children import Child, ChildFailed
-from .peers import DEFAULT, PEERS, before_import, prepare_pipeline
+from .peers import DEFAULT, PEERS, environment, prepare_pipeline
 
 BASELINE = "torch"
 
@@ -87,13 +87,13 @@ class Subject:
 
 def _serve(channel, peer: str, job: Job):
     """The child's side: answers ("first" | "turn", case) until told to stop, then gives its peak memory."""
-    before_import(peer)
-    subject = Subject(peer, job)
-    channel.send(("ready", (list(subject.cases), subject.threads)))
-    while (request := channel.recv()) is not None:
-        action, case = request
-        channel.send(("done", getattr(subject, action)(case)))
-    return common.peak_bytes()
+    with environment(peer):
+        subject = Subject(peer, job)
+        channel.send(("ready", (list(subject.cases), subject.threads)))
+        while (request := channel.recv()) is not None:
+            action, case = request
+            channel.send(("done", getattr(subject, action)(case)))
+        return common.peak_bytes()
 
 
 class _Remote:
