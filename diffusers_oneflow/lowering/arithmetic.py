@@ -10,6 +10,10 @@ from .registry import Refused, lowering
 from .types import cast, promoted, torch_dtype
 
 
+# oneDNN adds tensors of these and stops at their largest value; OneFlow's own subtraction wraps around.
+_SATURATING = {flow.uint8, flow.int8, flow.int32}
+
+
 def arithmetic(function, a, b):
     """`function` on two operands (tensors or scalars, one at least a tensor) in torch's promoted dtype."""
     dtype = promoted(a, b)
@@ -24,6 +28,13 @@ def _on_bool(function, a, b):
     return function(*(v if isinstance(v, flow.Tensor) else filled([], int(v), torch.bool) for v in (a, b)))
 
 
+def _sum(a, b):
+    """``a + b``; whole numbers wrap around as in torch."""
+    if all(isinstance(v, flow.Tensor) and v.dtype in _SATURATING for v in (a, b)):
+        return _C.sub(a, _C.mul(b, -1))
+    return _C.add(a, b)
+
+
 def _scaled(value, alpha, beside):
     """``alpha * value`` of ATen's add and sub, in the dtype of the result."""
     if alpha == 1:
@@ -35,7 +46,7 @@ def add(self, other, *, alpha=1):
     """``self + alpha * other``; on bool tensors "or", as in torch."""
     if alpha == 1 and (either := _on_bool(_C.logical_or, self, other)) is not None:
         return either
-    return arithmetic(_C.add, self, _scaled(other, alpha, self))
+    return arithmetic(_sum, self, _scaled(other, alpha, self))
 
 
 lowering("aten.add.Tensor")(add)

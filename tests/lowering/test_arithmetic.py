@@ -20,6 +20,15 @@ def test_alpha(op, ab, alpha):
     check(op, *ab, alpha=alpha)
 
 
+@for_ops("add.Tensor", "sub.Tensor", "mul.Tensor")
+def test_whole_numbers_wrap_around(op):
+    for dtype in (torch.uint8, torch.int8, torch.int32, torch.int64):
+        limits = torch.iinfo(dtype)
+        x = torch.tensor([limits.min, limits.max, 3], dtype=dtype)
+        for y in (x, x.flip(0)):
+            check(op, x, y)
+
+
 @for_ops("add.Scalar", "sub.Scalar", "rsub.Scalar", "mul.Scalar", "div.Scalar", "add.Tensor", "sub.Tensor",
          "mul.Tensor", "div.Tensor")  # fmt: skip
 @given(x=tensors(dtype=NUMBER), scalar=scalars.filter(lambda s: s is not True))
