@@ -75,7 +75,7 @@ class Dispatcher:
 
     def __call__(self, *args, **kwargs):
         module = self._module()
-        if getattr(_tracing, "on", False) or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        if getattr(_tracing, "on", False) or _is_traced():
             return module._call_impl(*args, **kwargs)
         reason, call, structure = self._judge(module, args, kwargs)
         while reason is None:
@@ -233,6 +233,13 @@ class Dispatcher:
         if count == 0:
             warnings.warn(f"{message}. diffusers_oneflow.explain() lists all such cases.", FallbackWarning, stacklevel=3)
         return result
+
+
+def _is_traced() -> bool:
+    """Whether torch traces the calling thread: then the trace must see torch's ops."""
+    # torch.export's sign is set for the whole process; only its thread has a dispatch mode as well.
+    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_dynamo_compiling() or exporting or torch._C._get_tracing_state() is not None
 
 
 def _tensors(call: signature.Flat, opened: bool) -> list[torch.Tensor]:

@@ -350,6 +350,37 @@ def test_threads_give_right_results(block):
     assert not wrong and built(block) == 3
 
 
+def test_an_export_in_another_thread_sends_no_call_to_torch(block):
+    """torch.export sets its sign for the whole process."""
+    module = attached(block, fallback="error")
+    inside, done = threading.Event(), threading.Event()
+
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            inside.set()
+            assert done.wait(60)
+            return x + 1
+
+    thread = threading.Thread(target=lambda: torch.export.export(Slow(), (torch.zeros(2),), strict=False))
+    module(torch.randn(1, 3, 8, 8))
+    thread.start()
+    try:
+        assert inside.wait(60) and torch.compiler.is_compiling()
+        calls = dispatcher_of(module).entries[0].calls
+        module(torch.randn(1, 3, 8, 8))
+        assert dispatcher_of(module).entries[0].calls == calls + 1
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_an_exported_module_shows_its_ops_though_attached(block):
+    module = attached(block)
+    with torch.no_grad():
+        exported = torch.export.export(module, (torch.randn(1, 3, 8, 8),), strict=False)
+    assert "aten.conv2d.default" in {str(n.target) for n in exported.graph.nodes}
+
+
 def test_a_module_is_freed_with_its_last_reference(block):
     attached(block)
     block(torch.randn(1, 3, 8, 8))
