@@ -48,7 +48,8 @@ class _Traced(torch.nn.Module):
 
     def __init__(self, graph_module: torch.fx.GraphModule, example_inputs: list):
         super().__init__()
-        self.graph_module = graph_module
+        # torch.compile hands over a module that writes its code when first called, which is a change of state.
+        self.graph_module = torch.fx.GraphModule(graph_module, graph_module.graph)
         self._places = [i for i, v in enumerate(example_inputs) if isinstance(v, torch.nn.Parameter)]
         for i in self._places:
             self.register_parameter(f"input_{i}", example_inputs[i])

@@ -1,0 +1,107 @@
+"""Every rewrite: where it applies, where it must not and says why, and that numbers stay."""
+
+import pytest
+import torch
+
+from diffusers_oneflow import passes
+from tests.test_capture import program_of
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def rewritten(function, *tensors):
+    """The reports by pass name, and the ops that are left."""
+    program = program_of(Function(function).eval(), *tensors)
+    reports = {r.name: r for r in passes.run(program)}
+    return reports, passes.op_counts(program), program
+
+
+X = torch.randn(2, 8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.clone().sin(), lambda x: (x / 1.0).sin(), lambda x: (x * 1).sin(), lambda x: x.reshape(2, 8).sin(),
+        lambda x: x.to(torch.float32).sin(), lambda x: torch.nn.functional.dropout(x, 0.5, training=False).sin(),
+        lambda x: x.expand(2, 8).sin(), lambda x: x[:, :8].sin(),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_goes(function):
+    assert rewritten(function, X)[1] == {"aten.sin.default": 1}
+
+
+def test_adding_zero_stays_and_says_why():
+    reports, ops, _ = rewritten(lambda x: x + 0.0, X)
+    assert ops == {"aten.add.Tensor": 1}
+    assert "sign of -0.0" in reports["RemoveNoops"].near_misses[0]
+
+
+def test_a_scalar_that_changes_the_dtype_stays():
+    reports, ops, _ = rewritten(lambda x: x * 1.0, torch.arange(4))
+    assert ops == {"aten.mul.Tensor": 1}
+    assert "dtype" in reports["RemoveNoops"].near_misses[0]
+
+
+def test_constants_are_computed_once():
+    reports, ops, program = rewritten(lambda x: x + torch.arange(8, dtype=torch.float32).exp(), X)
+    assert reports["FoldConstants"].applied == 1
+    assert ops == {"aten.add.Tensor": 1}
+    (folded,) = program.constants.values()
+    assert torch.equal(folded, torch.arange(8, dtype=torch.float32).exp())
+
+
+def test_weights_are_no_constants():
+    program = program_of(torch.nn.Linear(8, 8), X)
+    assert {r.name: r.applied for r in passes.run(program)}["FoldConstants"] == 0
+
+
+def test_a_large_constant_is_computed_in_every_call():
+    reports, ops, _ = rewritten(lambda x: x.sum() + torch.ones(3000, 2000), X)
+    assert "aten.ones.default" in ops
+    assert "6000000 elements" in reports["FoldConstants"].near_misses[0]
+
+
+def test_equal_nodes_become_one():
+    reports, ops, _ = rewritten(lambda x: x.sin() + x.sin() * x.cos(), X)
+    assert reports["MergeEqualNodes"].applied == 1
+    assert ops["aten.sin.default"] == 1
+
+
+def test_nearly_equal_nodes_stay_two():
+    assert rewritten(lambda x: x.sum(0) + x.sum(0, keepdim=True), X)[0]["MergeEqualNodes"].applied == 0
+    assert rewritten(lambda x: (x * 0.0) + (x * -0.0), X)[0]["MergeEqualNodes"].applied == 0
+
+
+def test_quick_gelu_is_one_op():
+    reports, ops, _ = rewritten(lambda x: x * torch.sigmoid(1.702 * x), X)
+    assert reports["FuseQuickGelu"].applied == 1
+    assert ops == {"oneflow.quick_gelu.default": 1}
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x * torch.sigmoid(x), "this is silu"),
+        (lambda x: x * torch.sigmoid(1.5 * x), "the factor is 1.5"),
+        (lambda x: x * torch.sigmoid(x.cos()), "something else"),
+        (lambda x: x * torch.sigmoid(1.702 * x) + (1.702 * x), "used elsewhere"),
+    ],
+)
+def test_what_is_nearly_quick_gelu_says_why_it_is_not(function, reason):
+    reports, ops, _ = rewritten(function, X)
+    assert "oneflow.quick_gelu.default" not in ops
+    assert reason in reports["FuseQuickGelu"].near_misses[0]
+
+
+def test_a_fused_op_computes_what_its_parts_did():
+    from diffusers_oneflow.passes.quick_gelu import quick_gelu
+
+    assert torch.equal(quick_gelu(X), X * torch.sigmoid(1.702 * X))

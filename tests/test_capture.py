@@ -1,0 +1,104 @@
+"""From modules to programs."""
+
+import threading
+
+import pytest
+import torch
+
+from diffusers_oneflow import lowering, signature
+from diffusers_oneflow.capture import capture, op_name, twin, where
+
+
+def program_of(module, *tensors):
+    flat = signature.flatten((tensors, {}), open_numbers=True)
+
+    def rebuild(given):
+        return signature.rebuild_call(flat.spec, given)
+
+    with torch.no_grad():
+        return capture(module, flat.tensors, rebuild, signature.flatten, lowering.is_lowered)
+
+
+class Outer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(3, 3)
+        self.register_buffer("shift", torch.ones(3))
+
+    def forward(self, x):
+        return {"out": self.inner(x) + self.shift * torch.tensor([1.0, 2.0, 3.0])}
+
+
+def test_every_tensor_has_a_source():
+    program = program_of(Outer(), torch.randn(2, 3))
+    assert len(program.inputs) == 1
+    assert set(program.weights.values()) == {"inner.weight", "inner.bias", "shift"}
+    assert [c.tolist() for c in program.constants.values()] == [[1.0, 2.0, 3.0]]
+    assert program.result.spec[0] == "dict"
+
+
+def test_a_node_knows_its_module_and_line():
+    node = next(n for n in program_of(Outer(), torch.randn(2, 3)).graph.nodes if "linear" in op_name(n))
+    assert where(node).startswith("inner, linear.py:")
+
+
+def test_what_is_not_lowered_is_decomposed():
+    class Outer_(torch.nn.Module):
+        def forward(self, x):
+            return torch.einsum("ij,kj->ik", x, x)
+
+    ops = {op_name(n) for n in program_of(Outer_(), torch.randn(2, 3)).graph.nodes if n.op == "call_function"}
+    assert "aten.einsum.default" not in ops
+    assert all(map(lowering.is_lowered, ops))
+
+
+def test_tracing_leaves_the_module_as_it_was():
+    module = Outer()
+    before = {k: dict(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()}
+    weight = module.inner.weight
+    program_of(module, torch.randn(2, 3))
+    assert {k: dict(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()} == before
+    assert module.inner.weight is weight
+
+
+def test_a_twin_shares_every_tensor():
+    module = Outer()
+    other = twin(module)
+    assert other is not module
+    assert [a is b for a, b in zip(module.state_dict(keep_vars=True).values(), other.state_dict(keep_vars=True).values())] == [True] * 3
+
+
+def test_another_thread_may_call_modules_meanwhile():
+    module, failures, stop = Outer(), [], threading.Event()
+
+    def call():
+        x = torch.ones(1, 3)
+        expected = module(x)["out"]
+        while not stop.is_set():
+            try:
+                if not torch.equal(module(x)["out"], expected):
+                    failures.append("another result")
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    for _ in range(3):
+        program_of(module, torch.randn(2, 3))
+    stop.set()
+    thread.join()
+    assert not failures
+
+
+def test_a_module_that_keeps_count_is_refused():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x + 1
+
+    with pytest.raises(Exception, match="stateful module"):
+        program_of(Counting(), torch.ones(2))
