@@ -65,7 +65,8 @@ def test_a_twin_shares_every_tensor():
     module = Outer()
     other = twin(module)
     assert other is not module
-    assert [a is b for a, b in zip(module.state_dict(keep_vars=True).values(), other.state_dict(keep_vars=True).values())] == [True] * 3
+    tensors, others = (m.state_dict(keep_vars=True).values() for m in (module, other))
+    assert [a is b for a, b in zip(tensors, others)] == [True] * 3
 
 
 def test_another_thread_may_call_modules_meanwhile():

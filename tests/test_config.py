@@ -7,9 +7,13 @@ from diffusers_oneflow import OneFlowConfig
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"fallback": "raise"}, "fallback is 'raise'"), ({"progress": "yes"}, "progress is 'yes'"), ({"max_graphs": 0}, "max_graphs is 0"),
-     ({"max_graphs": 1.5}, "max_graphs is 1.5")],
-)  # fmt: skip
+    [
+        ({"fallback": "raise"}, "fallback is 'raise'"),
+        ({"progress": "yes"}, "progress is 'yes'"),
+        ({"max_graphs": 0}, "max_graphs is 0"),
+        ({"max_graphs": 1.5}, "max_graphs is 1.5"),
+    ],
+)
 def test_a_bad_value_is_named(options, says):
     with pytest.raises(ValueError, match=says):
         OneFlowConfig(**options)

@@ -51,7 +51,8 @@ def broken(tmp_path):
     path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
 
     def run(code):
-        return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
     return run
 

@@ -7,7 +7,10 @@ from diffusers_oneflow.progress import Bar
 LARGE, SMALL = 2**30, 2**20
 
 
-@pytest.mark.parametrize(("weight_bytes", "show", "seen"), [(LARGE, True, True), (LARGE, False, False), (SMALL, True, False), (LARGE, None, False)])
+@pytest.mark.parametrize(
+    ("weight_bytes", "show", "seen"),
+    [(LARGE, True, True), (LARGE, False, False), (SMALL, True, False), (LARGE, None, False)],
+)
 def test_a_bar_is_for_large_models_and_terminals(capsys, weight_bytes, show, seen):
     with Bar("unet", weight_bytes, show) as bar:
         bar.stage("lowering", 0.5)

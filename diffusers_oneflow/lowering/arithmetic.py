@@ -9,7 +9,6 @@ from .logic import chosen
 from .registry import Refused, lowering
 from .types import cast, promoted, torch_dtype
 
-
 # oneDNN adds tensors of these and stops at their largest value; OneFlow's own subtraction wraps around.
 _SATURATING = {flow.uint8, flow.int8, flow.int32}
 
