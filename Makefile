@@ -18,6 +18,7 @@ test: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 conformance: $(READY)
 	$(BIN)/python -m conformance

@@ -92,6 +92,8 @@ def capture(
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             table = torch.export.default_decompositions()
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
+        # torch remembers every op of every shape that it has traced, for good.
+        torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
     return _program(exported, results[0])
 
 
@@ -202,9 +204,7 @@ def watch(module: torch.nn.Module) -> Callable[[], list[str]]:
     A module that stores something on itself when it runs (a cache, a counter) is one that no graph can stand for.
     """
     # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
-    saved = [
-        (name, table, dict(table)) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)
-    ]
+    saved = [(name, table, dict(table)) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)]
 
     def changes() -> list[str]:
         # torch.export itself puts equal copies of containers in the place of attributes.

@@ -146,9 +146,7 @@ def train_diffusion(
             noise = torch.randn(latents.shape, generator=generator, device=device)
             signal = alphas[t].sqrt()[:, None, None, None]
             spread = (1 - alphas[t]).sqrt()[:, None, None, None]
-            noisy = (signal * latents + spread * noise).contiguous(
-                memory_format=torch.channels_last
-            )
+            noisy = (signal * latents + spread * noise).contiguous(memory_format=torch.channels_last)
             target = signal * noise - spread * latents
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = text(ids)[0]

@@ -164,10 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = time.monotonic() - start
     verdicts = [judge(image, parse(case.caption)) for image, case in zip(images, cases)]
     print(table(cases, verdicts))
-    print(
-        f"{args.backend}, {args.steps} steps, guidance {args.guidance}: "
-        f"{seconds:.1f} s for {len(cases)} images"
-    )
+    print(f"{args.backend}, {args.steps} steps, guidance {args.guidance}: {seconds:.1f} s for {len(cases)} images")
     for case, verdict in zip(cases, verdicts):
         if not verdict.all:
             wrong = [name for name in CRITERIA if not getattr(verdict, name)]

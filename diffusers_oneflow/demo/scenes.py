@@ -112,9 +112,7 @@ def pack(scenes: list[Scene], device: str | torch.device = "cpu") -> Scenes:
     def whole(pick):
         return torch.tensor([[pick(a), pick(b)] for _, a, b, _ in rows], device=device)
 
-    centre = torch.tensor(
-        [[[a.x, a.y], [b.x, b.y]] for _, a, b, _ in rows], device=device, dtype=torch.float32
-    )
+    centre = torch.tensor([[[a.x, a.y], [b.x, b.y]] for _, a, b, _ in rows], device=device, dtype=torch.float32)
     apart = (centre[:, 1] - centre[:, 0]).abs()
     radius = whole(lambda t: float(t.radius))
     return Scenes(
@@ -188,9 +186,7 @@ def _draw(n: int, generator: torch.Generator, device: torch.device) -> Scenes:
     across = low + (high - low) * real()
     drift = (real() - 0.5) * (second - first)
     other = inside(across + drift, radius[:, 1])
-    centre = torch.stack(
-        [torch.stack([first, across], 1), torch.stack([second, other], 1)], 1
-    )  # [n, object, (along, across)]
+    centre = torch.stack([torch.stack([first, across], 1), torch.stack([second, other], 1)], 1)  # [n, object, (along, across)]
     centre = torch.where((axis == 1)[:, None, None], centre.flip(-1), centre)
 
     # A single object may be anywhere.

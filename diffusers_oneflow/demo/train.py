@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts = build_parts(args.seed)
     if args.compile_only:
         parts.vae.to(args.device, memory_format=torch.channels_last)
-        train_diffusion(
-            parts, generator, 600, args.batch, args.batch, True, save=lambda: None, most_steps=1
-        )
+        train_diffusion(parts, generator, 600, args.batch, args.batch, True, save=lambda: None, most_steps=1)
         return
     helper = _compile_ahead(args) if compiled else None
     budget = args.minutes * 60 - SAVE_SECONDS
@@ -58,17 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         save_pipeline(parts, args.out)
 
     numbers = {"seed": args.seed, "batch": args.batch, "vae_batch": args.vae_batch}
-    numbers["vae"] = train_vae(
-        parts.vae, generator, VAE_SHARE * budget, args.vae_batch, compiled
-    )
+    numbers["vae"] = train_vae(parts.vae, generator, VAE_SHARE * budget, args.vae_batch, compiled)
     print(json.dumps(numbers["vae"]), flush=True)
     save()
     if helper is not None:
         print(f"compiled ahead: {helper.wait()}", flush=True)
     left = budget - (time.monotonic() - start)
-    numbers["diffusion"] = train_diffusion(
-        parts, generator, left, args.batch, args.pool, compiled, save
-    )
+    numbers["diffusion"] = train_diffusion(parts, generator, left, args.batch, args.pool, compiled, save)
     save()
     numbers["seconds"] = time.monotonic() - start
     if args.device == "cuda":

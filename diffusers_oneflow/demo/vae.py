@@ -56,9 +56,7 @@ def crowd(n: int, generator: torch.Generator) -> Scenes:
 @torch.no_grad()
 def fresh_images(n: int, generator: torch.Generator) -> torch.Tensor:
     """Return n images, every other one a crowd: float32 [n, 3, 128, 128] in [-1, 1]."""
-    images = torch.stack(
-        [render(sample(n // 2, generator)), render(crowd(n // 2, generator))], dim=1
-    )
+    images = torch.stack([render(sample(n // 2, generator)), render(crowd(n // 2, generator))], dim=1)
     return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 

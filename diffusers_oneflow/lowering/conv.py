@@ -1,6 +1,5 @@
 """Convolutions and pooling."""
 
-
 from .kernels import checked as _C
 from .padding import pad
 from .registry import lowering

@@ -1,6 +1,5 @@
 """Linear layers and matrix products."""
 
-
 from .kernels import checked as _C
 from .registry import lowering
 from .shape import permute, reshaped

@@ -75,7 +75,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
 @lowering("aten.batch_norm.default")
 def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
-    
+
     if training or running_mean is None:
         raise Refused("batch statistics; call .eval()")
     shape = [1, -1] + [1] * (input.ndim - 2)

@@ -1,6 +1,5 @@
 """Resizing of images."""
 
-
 from .kernels import checked as _C
 from .registry import Refused, lowering
 from .shape import expand, reshaped

@@ -26,9 +26,7 @@ def test_every_statement_of_a_caption_is_true():
         request = parse(text)
         count = scenes.count[i].item()
         assert len(request.things) == count
-        facts = [
-            (COLOURS[scenes.colour[i, k]], SHAPES[scenes.shape[i, k]], SIZES[scenes.size[i, k]]) for k in range(count)
-        ]
+        facts = [(COLOURS[scenes.colour[i, k]], SHAPES[scenes.shape[i, k]], SIZES[scenes.size[i, k]]) for k in range(count)]
         relation = ("left", "above")[scenes.axis[i].item()]
         # The caption may name the second object first; the relation then turns around.
         for order, said in ((facts, relation), (facts[::-1], OPPOSITE[relation])):
