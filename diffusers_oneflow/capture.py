@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import linecache
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ def capture(
 
     call = _FlatCall(module, rebuild, finish)
     call.training = module.training
-    with torch.no_grad(), _alone():
+    with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
         if changed:
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
@@ -92,8 +93,6 @@ def capture(
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             table = torch.export.default_decompositions()
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
-        # torch remembers every op of every shape that it has traced, for good.
-        torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
     return _program(exported, results[0])
 
 
@@ -171,6 +170,20 @@ def _alone():
             yield
         finally:
             tracer.call_module, tracer.getattr = call_module, getattr_
+
+
+@contextlib.contextmanager
+def _forgetful():
+    """Drop what torch keeps of every export for good: the shapes that ops were traced for, and the code of graphs."""
+    sources = torch.fx.graph_module._loader.eval_cache
+    before = set(sources)
+    try:
+        yield
+    finally:
+        torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
+        for name in set(sources) - before:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:
