@@ -96,6 +96,13 @@ void Empty(Message* message) {
   message->Swap(&fresh);
 }
 
+// Gives freed memory back to the system, but only where it is much: a page given back whose neighbours stay
+// in use is faulted in again by the next build, elsewhere, and memory creeps up from graph to graph.
+void Trim() {
+  constexpr size_t kMuch = size_t{512} << 20;
+  if (mallinfo2().fordblks > kMuch) { malloc_trim(0); }
+}
+
 std::vector<int64_t> RegistersOf(const oneflow::Plan& plan) {
   std::vector<int64_t> ids;
   for (const auto& task : plan.task()) {
@@ -142,7 +149,7 @@ void DropLeftovers(const std::string& job_name) {
   ClearTensorNames(TensorNames());
   DeleteOpGraph();
   DropJob(job_name);
-  malloc_trim(0);
+  Trim();
 }
 
 void DropRegisters(const std::string& job_name) {
@@ -156,7 +163,7 @@ void DropRegisters(const std::string& job_name) {
     registers->erase(entry);
   }
   registers_of_job.erase(found);
-  malloc_trim(0);
+  Trim();
 }
 
 }  // namespace dfo
