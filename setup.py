@@ -1,4 +1,4 @@
-"""Builds the native runtime; everything else is in pyproject.toml."""
+"""Builds the native runtime and the kernel pack; everything else is in pyproject.toml."""
 
 import importlib.util
 import sys
@@ -6,30 +6,57 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+RUNTIME = Path("diffusers_oneflow/runtime/csrc")
+PACK = Path("diffusers_oneflow/kernels/csrc")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+# One library each of the same sources; which one is used is decided where it runs.
+INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
-def native_runtime() -> list[Extension]:
-    """The extension for the one Python that OneFlow 0.9.0 exists for; none elsewhere."""
+
+def native() -> list[Extension]:
+    """The extensions for the one Python that OneFlow 0.9.0 exists for; none elsewhere."""
     if sys.version_info[:2] != (3, 10) or sys.platform != "linux":
         return []
     spec = importlib.util.find_spec("oneflow")
     if spec is None:
-        sys.exit("oneflow 0.9.0 must be installed to build the native runtime: pip install oneflow==0.9.0")
+        sys.exit("oneflow 0.9.0 must be installed to build the native parts: pip install oneflow==0.9.0")
     package = Path(spec.origin).parent
-    libraries = package.parent / "oneflow.libs"
-    linked = [next(libraries.glob(f"{name}-*.so*")).name for name in ("liboneflow", "libof_protoobj", "libprotobuf")]
-    extension = Extension(
-        "diffusers_oneflow.runtime._native",
-        sources=sorted(str(p) for p in Path("diffusers_oneflow/runtime/csrc").glob("*.cpp")),
-        depends=sorted(str(p) for p in Path("diffusers_oneflow/runtime/csrc").glob("*.h")),
+    return [
+        _beside_oneflow("diffusers_oneflow.runtime._native", RUNTIME, package, ["liboneflow", "libof_protoobj", "libprotobuf"]),
+        _beside_oneflow("diffusers_oneflow.kernels._pack", PACK, package, ["liboneflow", "libof_protoobj", "libprotobuf"]),
+        *(_math(name, flags) for name, flags in INSTRUCTION_SETS.items()),
+    ]
+
+
+def _beside_oneflow(name: str, folder: Path, package: Path, libraries: list[str]) -> Extension:
+    where = package.parent / "oneflow.libs"
+    linked = [next(where.glob(f"{library}-*.so*")).name for library in libraries]
+    return Extension(
+        name,
+        sources=sorted(map(str, folder.glob("*.cpp"))),
+        depends=sorted(map(str, folder.rglob("*.h"))),
         # OneFlow's headers come last: they hold copies of old system headers. It is built with the old ABI.
         extra_compile_args=[
-            "-std=c++17", "-O2", "-fvisibility=hidden", "-D_GLIBCXX_USE_CXX11_ABI=0", "-idirafter", str(package / "include"),
+            "-std=c++17", "-O2", "-fvisibility=hidden", "-D_GLIBCXX_USE_CXX11_ABI=0", "-DHALF_ENABLE_CPP11_USER_LITERALS=0",
+            f"-I{folder}", f"-I{folder}/stubs", "-idirafter", str(package / "include"),
         ],
         # By file name, without a path: oneflow is always loaded first and has them in memory.
-        extra_link_args=[f"-L{libraries}", *(f"-l:{name}" for name in linked)],
+        extra_link_args=[f"-L{where}", *(f"-l:{name}" for name in linked)],
         language="c++",
     )  # fmt: skip
-    return [extension]
 
 
-setup(ext_modules=native_runtime())
+def _math(name: str, flags: list[str]) -> Extension:
+    """No Python module, but a library that the pack opens."""
+    return Extension(
+        f"diffusers_oneflow.kernels._math_{name}",
+        sources=sorted(map(str, (PACK / "math").glob("*.cpp"))),
+        depends=sorted(map(str, (PACK / "math").glob("*.h"))),
+        # Compiled for OpenMP, but linked to none: the calls go to the library that torch has loaded.
+        extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=fast", *flags],
+        language="c++",
+    )
+
+
+setup(ext_modules=native())

@@ -1,0 +1,354 @@
+#include "product.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "functions.h"
+#include "parallel.h"
+#include "vec.h"
+
+namespace dfo::math {
+namespace {
+
+// The packed filter consists of panels of kColumns columns; a panel of blocks of at most kDepth numbers per column, in
+// the order (channels of the block, a few at a time), tap, channel; a row of a block has one number for each column.
+constexpr int64_t kColumns = 32;
+constexpr int64_t kDepth = 288;
+constexpr int kVectors = kColumns / kWidth;
+// As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
+constexpr int kRows = kWidth == 16 ? 12 : 3;
+constexpr int64_t kCache = 512 * 1024;  // bytes of x, and of results, that stay in the second-level cache
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the c channels and the taps of a filter fall into blocks.
+struct Blocks {
+  explicit Blocks(const Filter& f) : taps(f.kh * f.kw), c(f.c) {
+    channels = std::max<int64_t>(1, kDepth / taps);
+    if (channels > 4) { channels -= channels % 4; }
+    count = CeilDiv(c, channels);
+  }
+  int64_t Channels(int64_t block) const { return std::min(channels, c - block * channels); }
+  int64_t Depth(int64_t block) const { return taps * Channels(block); }
+  int64_t Offset(int64_t block) const { return block * channels * taps * kColumns; }
+  int64_t PanelSize() const { return c * taps * kColumns; }
+
+  int64_t taps, c, channels, count;
+};
+
+// ---- packing -------------------------------------------------------------------------------------------------------
+
+// 16 or 8 rows of as many numbers, `stride` apart, as columns; column i goes to out(i).
+#if defined(__AVX512F__)
+template <class Out>
+inline void Transpose(const float* in, int64_t stride, const Out& out) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) { a[i] = _mm512_loadu_ps(in + i * stride); }
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    const auto d = [](__m512 v) { return _mm512_castps_pd(v); };
+    const auto s = [](__m512d v) { return _mm512_castpd_ps(v); };
+    a[i] = s(_mm512_unpacklo_pd(d(b[i]), d(b[i + 2])));
+    a[i + 1] = s(_mm512_unpackhi_pd(d(b[i]), d(b[i + 2])));
+    a[i + 2] = s(_mm512_unpacklo_pd(d(b[i + 1]), d(b[i + 3])));
+    a[i + 3] = s(_mm512_unpackhi_pd(d(b[i + 1]), d(b[i + 3])));
+  }
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xDD);
+    b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_storeu_ps(out(i), _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_ps(out(i + 8), _mm512_shuffle_f32x4(b[i], b[i + 8], 0xDD));
+    _mm512_storeu_ps(out(i + 4), _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
+    _mm512_storeu_ps(out(i + 12), _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xDD));
+  }
+}
+#else
+template <class Out>
+inline void Transpose(const float* in, int64_t stride, const Out& out) {
+  for (int i = 0; i < kWidth; ++i) {
+    float* to = out(i);
+    for (int j = 0; j < kWidth; ++j) { to[j] = in[j * stride + i]; }
+  }
+}
+#endif
+
+// The block of a panel, from the filter as it lies in memory.
+void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t block, float* out) {
+  const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
+  const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
+  const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
+  // Row of the block for the i-th number of a column in the order (channel, tap), torch's.
+  const auto row = [&](int64_t i) { return out + ((i % taps) * channels + i / taps) * kColumns; };
+  const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
+  int64_t i = 0;
+  if (torch_order && columns == kColumns) {
+    for (; i + kWidth <= depth; i += kWidth) {
+      float* rows[kWidth];
+      for (int j = 0; j < kWidth; ++j) { rows[j] = row(i + j); }
+      for (int64_t j = 0; j < kColumns; j += kWidth) {
+        Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return rows[k] + j; });
+      }
+    }
+  }
+  for (; i < depth; ++i) {
+    const int64_t c = i / taps, tap = i % taps;
+    const float* from = in + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3];
+    float* to = row(i);
+    for (int64_t j = 0; j < kColumns; ++j) { to[j] = j < columns ? from[j * f.strides[0]] : 0.0f; }
+  }
+}
+
+int64_t PackedBytes(const Filter& f) { return CeilDiv(f.n, kColumns) * Blocks(f).PanelSize() * sizeof(float); }
+
+void Pack(const Filter& f, float* packed) {
+  const Blocks blocks(f);
+  ForRanges(CeilDiv(f.n, kColumns), kEnough, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      float* to = packed + panel * blocks.PanelSize();
+      for (int64_t block = 0; block < blocks.count; ++block) { PackBlock(f, blocks, panel, block, to + blocks.Offset(block)); }
+    }
+  });
+}
+
+void Unpack(const Filter& f, const float* packed, float* data) {
+  const Blocks blocks(f);
+  ForRanges(f.n, kEnough, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* panel = packed + n / kColumns * blocks.PanelSize() + n % kColumns;
+      for (int64_t c = 0; c < f.c; ++c) {
+        const int64_t block = c / blocks.channels;
+        for (int64_t tap = 0; tap < blocks.taps; ++tap) {
+          const int64_t row = tap * blocks.Channels(block) + c % blocks.channels;
+          data[n * f.strides[0] + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3]] =
+              panel[blocks.Offset(block) + row * kColumns];
+        }
+      }
+    }
+  });
+}
+
+// ---- the product ---------------------------------------------------------------------------------------------------
+
+// out (kTile, kColumns) = or += a (kTile, depth; rows kDepth apart) times b (depth, kColumns).
+template <int kTile>
+void Tile(const float* __restrict a, const float* __restrict b, int64_t depth, bool add, float* __restrict out) {
+  F sum[kTile][kVectors];
+#pragma GCC unroll 12
+  for (int r = 0; r < kTile; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) { sum[r][v] = Set(0); }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    F column[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) { column[v] = Load(b + k * kColumns + v * kWidth, All{}); }
+#pragma GCC unroll 12
+    for (int r = 0; r < kTile; ++r) {
+      const F value = Set(a[r * kDepth + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) { sum[r][v] = Fma(value, column[v], sum[r][v]); }
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kTile; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = out + r * kColumns + v * kWidth;
+      Store(at, add ? Load(at, All{}) + sum[r][v] : sum[r][v], All{});
+    }
+  }
+}
+
+// Only as many rows as there are, or one more.
+void RunTile(int rows, const float* a, const float* b, int64_t depth, bool add, float* out) {
+#if defined(__AVX512F__)
+  if (rows > 8) { return Tile<12>(a, b, depth, add, out); }
+  if (rows > 4) { return Tile<8>(a, b, depth, add, out); }
+  if (rows > 2) { return Tile<4>(a, b, depth, add, out); }
+  if (rows > 1) { return Tile<2>(a, b, depth, add, out); }
+  return Tile<1>(a, b, depth, add, out);
+#else
+  if (rows > 1) { return Tile<3>(a, b, depth, add, out); }
+  return Tile<1>(a, b, depth, add, out);
+#endif
+}
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+
+// Memory of one thread, kept for its next call.
+class Scratch {
+ public:
+  float* Get(int64_t floats) {
+    if (floats > size_) {
+      memory_.reset(static_cast<float*>(std::aligned_alloc(64, CeilDiv(floats * sizeof(float), 64) * 64)));
+      size_ = memory_ ? floats : 0;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<float, Free> memory_;
+  int64_t size_ = 0;
+};
+
+// What one thread computes: tiles of rows [first_row, last_row) by panels [first_panel, last_panel).
+class Part {
+ public:
+  Part(const Product& p, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel)
+      : p_(p), f_(p.filter), blocks_(p.filter), half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
+        first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
+
+  void Run() {
+    if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return; }
+    // As many rows as fit with their block of x; as many columns as then fit with their results.
+    const int64_t rows = std::max<int64_t>(1, std::min(last_row_ - first_row_, kCache / (kDepth * 4)) / kRows) * kRows;
+    const int64_t group = std::max<int64_t>(1, kCache / (rows * kColumns * 4) / (half_ ? 2 : 1));
+    const int64_t panels = std::min(group, last_panel_ - first_panel_) * (half_ ? 2 : 1);
+    static thread_local Scratch scratch;
+    a_ = scratch.Get((rows + kRows) * kDepth + panels * (rows + kRows) * kColumns + kDepth * kColumns);
+    if (a_ == nullptr) { std::abort(); }
+    c_ = a_ + (rows + kRows) * kDepth;
+    b_ = c_ + panels * (rows + kRows) * kColumns;
+    for (int64_t row = first_row_; row < last_row_; row += rows) {
+      count_ = std::min(rows, last_row_ - row);
+      for (int64_t panel = first_panel_; panel < last_panel_; panel += group) {
+        Group(row, panel, std::min(group, last_panel_ - panel));
+      }
+    }
+  }
+
+ private:
+  int64_t Tiles() const { return CeilDiv(count_, kRows); }
+
+  void Group(int64_t row, int64_t panel, int64_t panels) {
+    for (int64_t block = 0; block < blocks_.count; ++block) {
+      Gather(row, block);
+      for (int64_t i = 0; i < panels; ++i) {
+        Multiply(panel + i, block, C(i));
+        if (half_) { Multiply(panel + half_ + i, block, C(panels + i)); }
+      }
+    }
+    for (int64_t r = 0; r < count_; ++r) { Finish(row + r, r, panel, panels); }
+  }
+
+  float* C(int64_t place) const { return c_ + place * Tiles() * kRows * kColumns; }
+
+  void Multiply(int64_t panel, int64_t block, float* c) {
+    const float* b = p_.packed + panel * blocks_.PanelSize() + blocks_.Offset(block);
+    if (p_.packed == nullptr) {
+      PackBlock(f_, blocks_, panel, block, b_);
+      b = b_;
+    }
+    const int64_t depth = blocks_.Depth(block);
+    for (int64_t t = 0; t < count_; t += kRows) {
+      RunTile(static_cast<int>(std::min<int64_t>(kRows, count_ - t)), a_ + t * kDepth, b, depth, block > 0, c + t * kColumns);
+    }
+  }
+
+  // The numbers of x that a block of the filter meets, row by row of the result; zeros where they lie outside.
+  void Gather(int64_t row, int64_t block) {
+    const int64_t channels = blocks_.Channels(block);
+    const float* x = p_.x + block * blocks_.channels;
+    for (int64_t r = 0; r < count_; ++r) {
+      const int64_t pixel = row + r, ox = pixel % p_.ow, oy = pixel / p_.ow % p_.oh, image = pixel / p_.ow / p_.oh;
+      float* to = a_ + r * kDepth;
+      for (int64_t ky = 0; ky < f_.kh; ++ky) {
+        const int64_t y = oy * p_.stride[0] - p_.padding[0] + ky * p_.dilation[0];
+        for (int64_t kx = 0; kx < f_.kw; ++kx, to += channels) {
+          const int64_t at = ox * p_.stride[1] - p_.padding[1] + kx * p_.dilation[1];
+          if (y < 0 || y >= p_.h || at < 0 || at >= p_.w) {
+            std::memset(to, 0, channels * sizeof(float));
+          } else {
+            std::memcpy(to, x + ((image * p_.h + y) * p_.w + at) * f_.c, channels * sizeof(float));
+          }
+        }
+      }
+    }
+    const int64_t end = Tiles() * kRows;
+    if (count_ < end) { std::memset(a_ + count_ * kDepth, 0, (end - count_) * kDepth * sizeof(float)); }
+  }
+
+  // One row of results: what follows the product.
+  void Finish(int64_t row, int64_t r, int64_t panel, int64_t panels) {
+    const int64_t columns = half_ ? f_.n / 2 : f_.n, first = panel * kColumns;
+    float* y = p_.y + row * columns + first;
+    const float* bias = p_.bias == nullptr ? nullptr : p_.bias + first;
+    const float* residual = p_.residual == nullptr ? nullptr : p_.residual + row * columns + first;
+    WithAct(half_ ? p_.gate : p_.act, [&](auto act) {
+      for (int64_t i = 0; i < panels; ++i) {
+        const float* c = C(i) + r * kColumns;
+        const float* gate = half_ ? C(panels + i) + r * kColumns : nullptr;
+        const int64_t at = i * kColumns;
+        ForVectors(std::min(kColumns, columns - first - at), [&](int64_t j, auto lanes) {
+          F value = Load(c + j, lanes);
+          if (bias != nullptr) { value += Load(bias + at + j, lanes); }
+          if (gate != nullptr) {
+            F other = Load(gate + j, lanes);
+            if (bias != nullptr) { other += Load(bias + columns + at + j, lanes); }
+            value *= act(other);
+          } else {
+            if (p_.act_first) { value = act(value); }
+            if (residual != nullptr) { value += Load(residual + at + j, lanes); }
+            if (!p_.act_first) { value = act(value); }
+          }
+          Store(y + at + j, value, lanes);
+        });
+      }
+    });
+  }
+
+  const Product& p_;
+  const Filter& f_;
+  Blocks blocks_;
+  int64_t half_;  // panels between a column and its gate
+  int64_t first_row_, last_row_, first_panel_, last_panel_;
+  int64_t count_ = 0;
+  float *a_ = nullptr, *b_ = nullptr, *c_ = nullptr;
+};
+
+void Run(const Product& p) {
+  const int64_t rows = p.batch * p.oh * p.ow;
+  const int64_t panels = CeilDiv(p.filter.n, kColumns) / (p.gate == Act::kNone ? 1 : 2);
+  const int64_t depth = p.filter.c * p.filter.kh * p.filter.kw;
+  if (rows * panels * kColumns * depth < kEnough) {
+    Part(p, 0, rows, 0, panels).Run();
+    return;
+  }
+#pragma omp parallel
+  {
+    // The threads as a grid over rows and columns: the one that leaves none with more than the others; of equal ones
+    // the one that reads less (each row of threads reads the whole filter, each column all of x).
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), tiles = CeilDiv(rows, kRows);
+    int64_t across = 1;
+    double best = 0;
+    for (int64_t n = 1; n <= threads; ++n) {
+      if (threads % n != 0) { continue; }
+      const int64_t m = threads / n;
+      const double work = static_cast<double>(CeilDiv(panels, n)) * CeilDiv(tiles, m) * kRows * kColumns;
+      const double reads = static_cast<double>(m) * panels * kColumns + static_cast<double>(n) * rows;
+      const double cost = work + reads;
+      if (best == 0 || cost < best) { best = cost, across = n; }
+    }
+    const int64_t down = threads / across, i = thread / across, j = thread % across;
+    const auto row = [&](int64_t k) { return std::min(rows, tiles * k / down * kRows); };
+    Part(p, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across).Run();
+  }
+}
+
+const Products kProducts = {PackedBytes, Pack, Unpack, Run};
+
+}  // namespace
+}  // namespace dfo::math
+
+extern "C" __attribute__((visibility("default"))) const dfo::math::Products* dfo_products() { return &dfo::math::kProducts; }
