@@ -4,21 +4,35 @@ from collections import Counter
 
 from ..capture import Program, is_bookkeeping, op_name
 from .base import Rewrite
+from .chains import FuseChains
+from .channels_last import ChannelsLast
 from .common_subexpressions import MergeEqualNodes
 from .fold_constants import FoldConstants
+from .fuse_attention import FuseAttention
+from .fuse_gate import FuseGate
+from .fuse_heavy import FuseHeavy
+from .fuse_norm import FuseNorm
 from .quick_gelu import FuseQuickGelu
 from .remove_noops import RemoveNoops
+from .simplify_views import SimplifyViews
 
 # No-ops go first so that patterns are found; equal nodes merge once constants are folded.
 ORDER = (RemoveNoops, FoldConstants, MergeEqualNodes, FuseQuickGelu)
+# For the kernel pack: the layout first, since the patterns stand between permutations; what is left of elementwise
+# ops when convolutions and linear layers have taken theirs goes into chains.
+NATIVE_ORDER = (ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains)
 
-__all__ = ["ORDER", "Rewrite", "op_counts", "run"]
+__all__ = ["NATIVE_ORDER", "ORDER", "Rewrite", "op_counts", "run"]
 
 
-def run(program: Program) -> list[Rewrite]:
-    """Rewrite `program` in place; returns what each pass did, near misses included."""
+def run(program: Program, native: bool = False) -> list[Rewrite]:
+    """Rewrite `program` in place; returns what each pass did, near misses included.
+
+    Args:
+        native: also the passes whose result only the kernel pack computes.
+    """
     done = []
-    for rewrite in ORDER:
+    for rewrite in (*ORDER, *NATIVE_ORDER) if native else ORDER:
         done.append(rewrite().run(program))
         program.graph.eliminate_dead_code()
     program.graph.lint()

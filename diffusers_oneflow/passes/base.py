@@ -45,6 +45,29 @@ class Rewrite:
         self.applied += 1
 
 
+def emit(program: Program, target, args: tuple, shape, dtype: torch.dtype, like: torch.fx.Node) -> torch.fx.Node:
+    """A new node where the graph's cursor is; it counts as a part of what `like` came from."""
+    node = program.graph.call_function(target, args)
+    node.meta = {k: like.meta[k] for k in ("stack_trace", "nn_module_stack") if k in like.meta}
+    node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device="meta")
+    return node
+
+
+# What the kernel pack computes in; everything else is left to OneFlow's own ops.
+NATIVE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_native(node: torch.fx.Node) -> bool:
+    """Whether the pack has kernels for what a node makes: one tensor, of a dtype that they take."""
+    made = node.meta.get("val")
+    return isinstance(made, torch.Tensor) and made.dtype in NATIVE_TYPES
+
+
+def sole_user(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The one node that reads `node`, if it is one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def value(node: torch.fx.Node) -> torch.Tensor:
     """Shape and dtype of what a node makes (a fake tensor)."""
     return node.meta["val"]

@@ -1,0 +1,200 @@
+"""Images with their channels last, from end to end."""
+
+import math
+
+import torch
+
+from ..capture import Program, op_name
+from . import native_ops
+from .base import Rewrite, emit, is_native, value
+
+_aten = torch.ops.aten
+# Elementwise: the layout of what they read is that of what they make.
+_ELEMENTWISE = {
+    f"aten.{name}"
+    for name in (
+        "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add.Scalar", "mul.Scalar", "rsub.Scalar", "silu.default",
+        "gelu.default", "relu.default", "sigmoid.default", "tanh.default", "neg.default", "exp.default", "clamp.default",
+        "clamp_min.default", "clamp_max.default", "pow.Tensor_Scalar", "sqrt.default", "rsqrt.default", "abs.default",
+        "leaky_relu.default", "elu.default", "softplus.default", "mish.default", "hardtanh.default", "maximum.default",
+        "minimum.default", "to.dtype", "_to_copy.default", "clone.default", "dropout.default", "square.default", "where.self",
+    )
+}  # fmt: skip
+
+
+class ChannelsLast(Rewrite):
+    """Convolutions, and all that stands between them, work on (n, h, w, c) instead of (n, c, h, w).
+
+    oneDNN is fastest on that layout, group norm and attention find their rows in one piece, and the permutations
+    around every attention block of a UNet vanish. Every image keeps a permutation back for those of its readers that
+    are not rewritten; without any it is dead code. The same holds for (b, c, l) and (b, l, c).
+    """
+
+    def run(self, program: Program) -> Rewrite:
+        # Node -> the node with the same numbers, channels last.
+        self._last: dict[torch.fx.Node, torch.fx.Node] = {}
+        for node in list(program.graph.nodes):
+            if node.op != "call_function":
+                continue
+            name = op_name(node)
+            handler = self._elementwise if name in _ELEMENTWISE else _HANDLERS.get(name)
+            if handler is not None:
+                with program.graph.inserting_before(node):
+                    handler(self, program, node) if name not in _ELEMENTWISE else handler(program, node)
+        return self
+
+    def _made(self, program, node, new):
+        """`new` is `node` with its channels last."""
+        ndim = value(node).ndim
+        back = emit(program, _aten.permute.default, (new, [0, ndim - 1, *range(1, ndim - 1)]), value(node).shape,
+                    value(node).dtype, node)  # fmt: skip
+        self._last[back] = new
+        self.replace(program, node, back)
+
+    def _moved(self, program, x):
+        """`x` with its channels last; an image of unknown layout is permuted."""
+        if x not in self._last:
+            shape = value(x).shape
+            dims = [0, *range(2, len(shape)), 1]
+            self._last[x] = emit(program, _aten.permute.default, (x, dims), [shape[d] for d in dims], value(x).dtype, x)
+        return self._last[x]
+
+    def _shape(self, node):
+        """The shape of a node with its channels last."""
+        shape = value(node).shape
+        return (shape[0], *shape[2:], shape[1])
+
+    def _conv2d(self, program, node):
+        x, weight, bias, stride, padding, dilation, groups = arguments(
+            node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
+        )
+        if not is_native(node):
+            return
+        stored = weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
+        if value(x).ndim != 4 or not stored or isinstance(padding, str):
+            self.why_not(node, "its weight is computed, it has no batch, or its padding is named")
+            return
+        stride, padding, dilation = ([v] * 2 if isinstance(v, int) else (list(v) * 2)[:2] for v in (stride, padding, dilation))
+        args = (self._moved(program, x), weight, bias, stride, padding, dilation, groups)
+        self._made(program, node, emit(program, native_ops.conv2d, args, self._shape(node), value(node).dtype, node))
+
+    def _group_norm(self, program, node):
+        x, groups, weight, bias, eps = arguments(
+            node, ("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5)
+        )
+        if x not in self._last:
+            return
+        args = (self._last[x], groups, weight, bias, eps)
+        self._made(program, node, emit(program, native_ops.group_norm, args, self._shape(node), value(node).dtype, node))
+
+    def _upsample(self, program, node):
+        x = node.args[0]
+        if x in self._last:
+            args = (self._last[x], list(value(node).shape[2:]))
+            made = emit(program, native_ops.upsample_nearest2d, args, self._shape(node), value(node).dtype, node)
+            self._made(program, node, made)
+
+    def _elementwise(self, program, node):
+        shape = value(node).shape
+        tensors = node.all_input_nodes
+        if len(shape) < 3 or not any(x in self._last and value(x).shape == shape for x in tensors):
+            return
+
+        def moved(x):
+            if x in self._last:
+                return self._last[x]
+            given = value(x).shape
+            if len(given) == len(shape) and math.prod(given[2:]) == 1:
+                # Factors per channel: the same numbers in the same order.
+                target = [given[0], *given[2:], given[1]]
+                return emit(program, _aten.view.default, (x, target), target, value(x).dtype, x)
+            return x if math.prod(given) == 1 and not given else self._moved(program, x)
+
+        if any(0 < value(x).ndim < len(shape) for x in tensors):
+            self.why_not(node, "an operand has fewer dimensions")
+            return
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), moved)
+        made = emit(program, node.target, args, self._shape(node), value(node).dtype, node)
+        made.kwargs = kwargs
+        self._made(program, node, made)
+
+    def _cat(self, program, node):
+        parts, dim = arguments(node, ("tensors", "dim"), (None, 0))
+        ndim = value(node).ndim
+        if ndim < 3 or not any(x in self._last for x in parts):
+            return
+        args = ([self._moved(program, x) for x in parts], _position(dim % ndim, ndim))
+        self._made(program, node, emit(program, _aten.cat.default, args, self._shape(node), value(node).dtype, node))
+
+    def _pad(self, program, node):
+        x, pad = node.args[:2]
+        if x not in self._last or value(x).ndim != 4 or len(pad) > 4:
+            return
+        args = (self._last[x], [0, 0, *pad], *node.args[2:])
+        self._made(program, node, emit(program, node.target, args, self._shape(node), value(node).dtype, node))
+
+    def _slice(self, program, node):
+        x = node.args[0]
+        if x in self._last:
+            dim = node.args[1] if len(node.args) > 1 else 0
+            ndim = value(node).ndim
+            args = (self._last[x], _position(dim % ndim, ndim), *node.args[2:])
+            self._made(program, node, emit(program, node.target, args, self._shape(node), value(node).dtype, node))
+
+    def _permute(self, program, node):
+        x = node.args[0]
+        ndim = value(node).ndim
+        if op_name(node) == "aten.permute.default":
+            dims = [d % ndim for d in node.args[1]]
+        else:
+            dims = list(range(ndim))
+            a, b = (d % ndim for d in node.args[1:3])
+            dims[a], dims[b] = dims[b], dims[a]
+        if x in self._last:
+            dims = [_position(d, ndim) for d in dims]
+            x = self._last[x]
+            if dims == list(range(ndim)):
+                self.replace(program, node, x)
+                return
+            made = emit(program, _aten.permute.default, (x, dims), value(node).shape, value(node).dtype, node)
+            self.replace(program, node, made)
+            node = made
+        if ndim > 2 and dims == [0, ndim - 1, *range(1, ndim - 1)]:
+            self._last[node] = x
+
+    def _view(self, program, node):
+        x = node.args[0]
+        before, after = value(x).shape, value(node).shape
+        # Positions are only counted differently: the channels stay where they are.
+        if x in self._last and len(before) > 2 and len(after) > 2 and before[:2] == after[:2]:
+            shape = self._shape(node)
+            self._made(
+                program, node, emit(program, _aten.view.default, (self._last[x], list(shape)), shape, value(node).dtype, node)
+            )
+
+
+_HANDLERS = {
+    "aten.conv2d.default": ChannelsLast._conv2d,
+    "aten.group_norm.default": ChannelsLast._group_norm,
+    "aten.upsample_nearest2d.vec": ChannelsLast._upsample,
+    "aten.upsample_nearest2d.default": ChannelsLast._upsample,
+    "aten.cat.default": ChannelsLast._cat,
+    "aten.pad.default": ChannelsLast._pad,
+    "aten.constant_pad_nd.default": ChannelsLast._pad,
+    "aten.slice.Tensor": ChannelsLast._slice,
+    "aten.permute.default": ChannelsLast._permute,
+    "aten.transpose.int": ChannelsLast._permute,
+    "aten.view.default": ChannelsLast._view,
+    "aten.reshape.default": ChannelsLast._view,
+}
+
+
+def _position(dim: int, ndim: int) -> int:
+    """Where a dimension of (n, c, ...) is in (n, ..., c)."""
+    return dim if dim == 0 else ndim - 1 if dim == 1 else dim - 1
+
+
+def arguments(node: torch.fx.Node, names: tuple[str, ...], defaults: tuple) -> list:
+    """A node's arguments by the names of its schema."""
+    given = dict(zip(names, node.args)) | {k: v for k, v in node.kwargs.items() if k in names}
+    return [given.get(name, default) for name, default in zip(names, defaults)]

@@ -1,0 +1,89 @@
+"""Convolutions and linear layers with the activation and the addition that follow."""
+
+import torch
+
+from ..capture import Program, op_name
+from . import native_ops
+from .base import Rewrite, emit, is_native, sole_user, value
+from .channels_last import arguments
+from .fuse_gate import activation
+
+_LINEAR, _CONV = str(native_ops.linear), str(native_ops.conv2d)
+
+
+class FuseHeavy(Rewrite):
+    """What follows a convolution or a linear layer is computed while its result is stored.
+
+    ``act(conv(x) + residual)`` and ``act(linear(x)) + residual``, in the order in which they come.
+    """
+
+    def run(self, program: Program) -> Rewrite:
+        for node in list(program.graph.nodes):
+            if op_name(node) == "aten.linear.default" and is_native(node):
+                self._name(program, node)
+        return super().run(program)
+
+    def _name(self, program, node):
+        """A linear layer as the op that has a place for what follows."""
+        operands = arguments(node, ("input", "weight", "bias"), (None,) * 3)
+        if any(w is not None and w.op != "placeholder" for w in operands[1:]):
+            self.why_not(node, "its weight or bias is computed")
+            return
+        with program.graph.inserting_before(node):
+            made = emit(program, native_ops.linear, (*operands, "none", None, "none"), value(node).shape, value(node).dtype, node)
+        node.replace_all_uses_with(made)
+        program.outputs = [made if o is node else o for o in program.outputs]
+        program.graph.erase_node(node)
+
+    def visit(self, program: Program, node: torch.fx.Node):
+        op = op_name(node)
+        if op == _LINEAR:
+            self._linear(program, node)
+        elif op == _CONV:
+            self._conv(program, node)
+
+    def _linear(self, program, node):
+        x, weight, bias, act, residual, gate = node.args
+        user = self._only(program, node)
+        if gate == "none" and act == "none" and residual is None and user is not None and activation(user):
+            act = activation(user)
+            node = self._absorb(program, node, user, native_ops.linear, (x, weight, bias, act, residual, gate))
+            user = self._only(program, node)
+        if gate == "none" and act != "quick_gelu" and (other := self._added(node, user)) is not None:
+            self._absorb(program, node, user, native_ops.linear, (x, weight, bias, act, other, gate))
+
+    def _conv(self, program, node):
+        args = list(node.args) + ["none", None][len(node.args) - 7 :]
+        user = self._only(program, node)
+        if (other := self._added(node, user)) is not None:
+            args[8] = other
+            node = self._absorb(program, node, user, native_ops.conv2d, tuple(args))
+            user = self._only(program, node)
+        if user is not None and activation(user):
+            args[7] = activation(user)
+            self._absorb(program, node, user, native_ops.conv2d, tuple(args))
+
+    @staticmethod
+    def _only(program, node):
+        return None if node in program.outputs else sole_user(node)
+
+    def _added(self, node, user):
+        """What `user` adds to `node`, if it is an addition of two tensors alike."""
+        if user is None or op_name(user) != "aten.add.Tensor" or user.kwargs:
+            return None
+        other = user.args[1] if user.args[0] is node else user.args[0]
+        if not isinstance(other, torch.fx.Node) or other is node:
+            return None
+        a, b = value(node), value(other)
+        if a.shape != b.shape or a.dtype != b.dtype or value(user).dtype != a.dtype:
+            self.why_not(user, "what is added has another shape or dtype")
+            return None
+        return other
+
+    def _absorb(self, program, node, user, target, args):
+        # Where the user stands: only there is everything that it reads known.
+        with program.graph.inserting_before(user):
+            made = emit(program, target, args, value(user).shape, value(user).dtype, node)
+        self.replace(program, user, made)
+        program.graph.erase_node(node)
+        return made

@@ -1,0 +1,94 @@
+"""The ops that the pack has and ATen has not: what the passes put into a program, as torch computes them.
+
+A node's target is one of these; its lowering is in `kernels.lowering`. Called, they compute in torch: that is what the
+passes are tested against.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .base import custom_op
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+@custom_op("oneflow.conv2d.default")
+def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+    """``act(conv(x) + residual)`` on channels-last images: x (n, h, w, c) -> (n, oh, ow, oc); weight (oc, c / groups, kh, kw)."""
+    made = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    return ACTIVATIONS[act](made if residual is None else made + residual)
+
+
+@custom_op("oneflow.linear.default")
+def linear(x, weight, bias, act="none", residual=None, gate="none"):
+    """``act(x @ weight.T + bias) + residual``; with a gate, the first half of the columns times ``gate(second half)``."""
+    made = ACTIVATIONS[act](F.linear(x, weight, bias))
+    made = made if residual is None else made + residual
+    return made if gate == "none" else gated(made, gate)
+
+
+@custom_op("oneflow.gated.default")
+def gated(x, act, gate_first=False):
+    """x (..., 2 c) -> (..., c): the first half times ``act`` of the second; the other way round with `gate_first`."""
+    a, b = x.chunk(2, -1)
+    return ACTIVATIONS[act](a) * b if gate_first else a * ACTIVATIONS[act](b)
+
+
+@custom_op("oneflow.group_norm.default")
+def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
+    """Group norm and an activation; the channels are x's last dimension, or its second."""
+    moved = x.movedim(-1, 1) if channels_last else x
+    made = ACTIVATIONS[act](F.group_norm(moved, groups, weight, bias, eps))
+    return made.movedim(1, -1) if channels_last else made
+
+
+@custom_op("oneflow.upsample_nearest2d.default")
+def upsample_nearest2d(x, size):
+    """x (n, h, w, c) -> (n, *size, c)."""
+    return F.interpolate(x.permute(0, 3, 1, 2), size=list(size), mode="nearest").permute(0, 2, 3, 1)
+
+
+@custom_op("oneflow.attention.default")
+def attention(q, k, v, mask, heads, causal, scale):
+    """q (b, m, heads * d), k and v (b, n, heads * d) -> (b, m, heads * d); mask broadcasts to (b, heads, m, n)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return made.transpose(1, 2).flatten(2)
+
+
+_CODES = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum,
+    "add_scalar": lambda a, v: a + v, "mul_scalar": lambda a, v: a * v, "rsub_scalar": lambda a, v: v - a,
+    "rdiv_scalar": lambda a, v: v / a, "max_scalar": lambda a, v: a.clamp(min=v), "min_scalar": lambda a, v: a.clamp(max=v),
+    "pow_scalar": torch.pow, "act": lambda a, name: ACTIVATIONS[name](a), "exp": torch.exp, "log": torch.log,
+    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "sin": torch.sin, "cos": torch.cos, "neg": torch.neg, "abs": torch.abs,
+    "square": torch.square, "erf": torch.erf,
+}  # fmt: skip
+# In the order of math.h's Code.
+CODES = (
+    "add", "sub", "mul", "div", "max", "min", "add_scalar", "mul_scalar", "rsub_scalar", "rdiv_scalar", "max_scalar",
+    "min_scalar", "pow_scalar", "act", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "neg", "abs", "square", "erf",
+)  # fmt: skip
+
+
+@custom_op("oneflow.chain.default")
+def chain(operands, instructions, dtype):
+    """Instructions ``(code, a, b, value)`` on operands that broadcast; values are numbered operands first."""
+    values = list(operands)
+    for code, a, b, constant in instructions:
+        if code in ("add", "sub", "mul", "div", "max", "min"):
+            values.append(_CODES[code](values[a], values[b]))
+        elif code.endswith("_scalar") or code == "act":
+            values.append(_CODES[code](values[a], constant))
+        else:
+            values.append(_CODES[code](values[a]))
+    return values[-1].to(dtype)
