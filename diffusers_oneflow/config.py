@@ -12,6 +12,10 @@ class OneFlowConfig:
             ``"error"`` raises `Unsupported` instead.
         progress: show a progress bar by stage while a large model is compiled; None shows it on a terminal only.
         max_graphs: compiled graphs kept per model; the least recently used one is dropped beyond that.
+        kernels: ``"native"`` uses this package's kernel pack where it can be used (`doctor` says whether), and OneFlow's
+            own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
+        weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the
+            kernels want them, and doubles the memory that they take; ``"shared"`` reads torch's own, which is slower.
 
     Raises:
         ValueError: a value outside of these.
@@ -20,11 +24,17 @@ class OneFlowConfig:
     fallback: str = "torch"
     progress: bool | None = None
     max_graphs: int = 16
+    kernels: str = "native"
+    weights: str = "shared"
 
     def __post_init__(self):
         if self.fallback not in ("torch", "error"):
             raise ValueError(f'fallback is {self.fallback!r}; it must be "torch" or "error"')
         if self.progress not in (None, True, False):
             raise ValueError(f"progress is {self.progress!r}; it must be True, False or None")
+        if self.kernels not in ("native", "oneflow"):
+            raise ValueError(f'kernels is {self.kernels!r}; it must be "native" or "oneflow"')
+        if self.weights not in ("packed", "shared"):
+            raise ValueError(f'weights is {self.weights!r}; it must be "packed" or "shared"')
         if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
             raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")

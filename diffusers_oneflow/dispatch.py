@@ -15,6 +15,7 @@ from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
 from .graph import CompiledGraph, GraphClosed
+from .kernels import loader
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -31,6 +32,7 @@ class Entry:
     ops: dict[str, int]
     rewrites: list
     seconds: dict[str, float]
+    store: object
     calls: int = 0
 
 
@@ -66,6 +68,7 @@ class Dispatcher:
         self._closed_numbers: set[tuple] = set()
         self._seen_numbers: dict[tuple, tuple] = {}
         self._weights: dict[str, tuple] = {}
+        self._store = None
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
 
     @property
@@ -93,7 +96,7 @@ class Dispatcher:
             for entry in self.entries:
                 entry.graph.close()
             self._graphs.clear()
-            self._weights.clear()
+            self._drop_weights()
             self._structure, self._interned = None, Interned()
 
     def _judge(self, module, args, kwargs):
@@ -129,7 +132,12 @@ class Dispatcher:
             entry = self._graphs.pop(key)
             if isinstance(entry, Entry):
                 entry.graph.close()
+        self._drop_weights()
+
+    def _drop_weights(self):
+        # Graphs of another structure may still read from the store: it goes with the last of them.
         self._weights.clear()
+        self._store = None
 
     def _entry(self, module, structure: Structure, call: signature.Flat) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
@@ -172,10 +180,11 @@ class Dispatcher:
                 program = self._capture(module, call, opened)
                 captured = time.perf_counter()
                 bar.stage("passes", 0.0)
-                rewrites = passes.run(program)
+                native = self.config.kernels == "native" and not loader.refusal()
+                rewrites = passes.run(program, native)
                 rewritten = time.perf_counter()
                 tensors = _tensors(call, opened)
-                graph = CompiledGraph(program, self._bind(program, structure), tensors, bar.stage)
+                graph = CompiledGraph(program, self._bind(program, structure, native), tensors, bar.stage, native)
         except EngineUnavailable:
             raise
         except OneFlowError as error:
@@ -188,7 +197,7 @@ class Dispatcher:
         seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds)
+        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, self._store)
 
     def _capture(self, module, call, opened) -> Program:
         engine.load()
@@ -206,15 +215,20 @@ class Dispatcher:
         finally:
             _tracing.on = False
 
-    def _bind(self, program: Program, structure: Structure) -> dict:
-        """Placeholder -> OneFlow tensor on the weight's own memory, one per weight for all graphs."""
+    def _bind(self, program: Program, structure: Structure, native: bool) -> dict[str, interop.Weight]:
+        """Placeholder -> weight, with a OneFlow tensor on its own memory, one per weight for all graphs."""
+        if native and self._store is None:
+            from .kernels.weights import WeightStore
+
+            self._store = WeightStore(self.config.weights == "packed")
+        store = self._store if native else None
         bound = {}
         for name, qualified in program.weights.items():
             if qualified not in self._weights:
                 self._weights[qualified] = _weight(qualified, structure.weights[qualified])
-            bound[name] = self._weights[qualified]
+            bound[name] = interop.Weight(structure.weights[qualified], self._weights[qualified], store)
         for name, constant in program.constants.items():
-            bound[name] = _weight(name, constant)
+            bound[name] = interop.Weight(constant, _weight(name, constant), store)
         return bound
 
     def _run(self, entry: Entry, call: signature.Flat):

@@ -9,6 +9,7 @@ import tempfile
 import threading
 
 from .errors import EngineUnavailable
+from .kernels import loader
 
 VERSION = "0.9.0"
 
@@ -105,7 +106,23 @@ def _start(module):
     # One worker thread for all ops: they run one after the other anyway, and each uses all cores.
     config_util._set_resource_attr("cpu_device_num", 1, int)
     session_context.GetDefaultSession().TryInit()
-    module.zeros(1).numpy()
+    loader.register()
+    # OneFlow's copy of oneDNN reads this at its first op; 1024 primitives, its default, are 10 MB of shapes past.
+    with _variable("DNNL_PRIMITIVE_CACHE_CAPACITY", "256"):
+        (module.zeros(1) + module.zeros(1)).numpy()
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str):
+    """Set an environment variable that the user has not set, for a while: torch has a oneDNN of its own."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager

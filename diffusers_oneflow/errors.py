@@ -30,5 +30,9 @@ class Unsupported(OneFlowError):
         return type(self), (self.op, self.reason, self.where)
 
 
+class Refused(Exception):
+    """What a lowering raises for a case that it cannot take; the message says why, its caller knows the op."""
+
+
 class FallbackWarning(UserWarning):
     """A model, or one kind of call to it, runs in torch although OneFlow was asked for."""

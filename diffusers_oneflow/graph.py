@@ -6,13 +6,15 @@ import itertools
 import threading
 import time
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from . import engine, interop
 from .capture import Program, is_bookkeeping, op_name, where
-from .errors import OneFlowError, Unsupported
+from .errors import OneFlowError, Refused, Unsupported
+from .kernels import loader
 
 # OneFlow builds one graph at a time ("cur job not leave"), and the graphs' activations share one arena,
 # so graphs neither build nor run side by side.
@@ -44,16 +46,20 @@ class CompiledGraph:
 
     Args:
         program: what to run.
-        weights: qualified name -> OneFlow tensor and the permutation to apply (`interop.flow_view`).
+        weights: placeholder name -> `interop.Weight`.
         examples: one torch tensor per input, for shapes and dtypes.
+        native: whether ops may be lowered to the kernel pack.
         stage: called with ("lowering" | "compiling", fraction done) as the build goes on.
 
     Raises:
         Unsupported: an op or a dtype that has no lowering; the message has op, module path and source line.
     """
 
-    def __init__(self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None):
+    def __init__(
+        self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None, native: bool = False
+    ):
         self.seconds: dict[str, float] = {}
+        self.kernels: dict[str, int] = {}
         self._id = next(_ids)
         self._outputs = _Outputs(program)
         self._inputs = [i for i, name in enumerate(program.inputs) if _used(program, name)]
@@ -61,18 +67,19 @@ class CompiledGraph:
             raise Unsupported("a graph", "no output depends on an input tensor")
         inputs = [interop.to_flow(interop.dense(examples[i])) for i in self._inputs]
         with ENGINE_LOCK:
-            self._build(program, weights, inputs, stage)
+            self._build(program, weights, inputs, stage, native)
         self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
         self._finalizer.atexit = False
 
-    def _build(self, program, weights, inputs, stage):
+    def _build(self, program, weights, inputs, stage, use_pack):
         names = [program.inputs[i] for i in self._inputs]
-        graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage))
+        graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage, use_pack))
         native = engine.native()
         start = time.perf_counter()
         try:
             graph.build_graph(*inputs)
-            _chain(graph)
+            self.kernels = _chain(graph)
+            graph.serves = any(kind in loader.registered() for kind in self.kernels)
             lowered = time.perf_counter()
             stage("compiling", 0.0)
             native.begin_graph(self._id)
@@ -144,24 +151,35 @@ class _Outputs:
         return [inputs[i] if source == "input" else made[i] for source, i in self._sources]
 
 
-def _chain(graph):
-    """Make the ops run in program order, by control edges: the arena's plan depends on it."""
+def _chain(graph) -> dict[str, int]:
+    """Make the ops run in program order, by control edges: the arena's plan depends on it. Returns op type -> count.
+
+    The pack's kernels are also told what follows them (queue.h): those that something else reads, or runs after, wait.
+    """
     job = graph._full_graph_proto
-    previous = None
+    pack = loader.registered()
+    ops = [op for op in job.net.op if op.HasField("user_conf")]
+    read = {name.split("/")[0] for op in job.net.op if op.HasField("output_conf") for name in [getattr(op.output_conf, "in")]}
+    last = max((i for i, op in enumerate(ops) if op.user_conf.op_type_name in pack), default=None)
     for op in job.net.op:
         op.loc = ""
-        if not op.HasField("user_conf"):
-            continue
-        if previous is not None and previous not in op.ctrl_in_op_name:
-            op.ctrl_in_op_name.append(previous)
-        previous = op.name
+    for i, op in enumerate(ops):
+        if i and ops[i - 1].name not in op.ctrl_in_op_name:
+            op.ctrl_in_op_name.append(ops[i - 1].name)
+        if op.user_conf.op_type_name in pack:
+            other = op.name in read or (i + 1 < len(ops) and ops[i + 1].user_conf.op_type_name not in pack)
+            op.user_conf.attr["after"].at_int64 = _END if i == last else _OTHER if other else _PACK
     graph._full_graph_proto = job
+    return dict(Counter(op.user_conf.op_type_name for op in ops))
 
 
-def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, args) -> tuple:
+# Of queue.h's After.
+_PACK, _OTHER, _END = 0, 1, 2
+
+
+def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, native, args) -> tuple:
     """The body of nn.Graph.build: from lazy input tensors to lazy output tensors."""
     flow = engine.flow()
-    from .lowering.shape import permute
     from .lowering.types import cast
 
     env, given = {}, dict(zip(inputs, args))
@@ -169,34 +187,26 @@ def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], we
         if node.op != "placeholder":
             break
         if node.name in given:
+            # Bool comes and leaves as uint8: dlpack has no bool.
             value = given[node.name]
-        elif node.name in program.inputs or not node.users:
-            continue
-        else:
-            tensor, order = weights[node.name]
-            value = permute(tensor, list(order)) if order else tensor
-        # Bool comes and leaves as uint8: dlpack has no bool.
-        env[node] = cast(value, torch.bool) if node.meta["val"].dtype == torch.bool else value
-    _lower_nodes(program, env, stage)
+            env[node] = cast(value, torch.bool) if node.meta["val"].dtype == torch.bool else value
+        elif node.name not in program.inputs and node.users:
+            env[node] = weights[node.name]
+    _lower_nodes(program, env, stage, native)
     results = []
     for node in outputs:
-        value = env[node]
+        value = interop.flow_tensor(env[node])
         value = cast(value, torch.uint8) if node.meta["val"].dtype == torch.bool else value
         # An output must read what an op of this graph made.
         results.append(flow._C.identity(value) if node.op == "placeholder" else value)
     return tuple(results)
 
 
-def _lower_nodes(program: Program, env: dict, stage):
-    """Run every node's lowering; `env` maps nodes to OneFlow tensors and starts with the placeholders."""
-    from . import lowering
+def _lower_nodes(program: Program, env: dict, stage, native: bool):
+    """Run every node's lowering; `env` maps nodes to OneFlow tensors and weights, and starts with the placeholders."""
     from .lowering.types import torch_dtype
 
     flow = engine.flow()
-
-    def load(arg):
-        return torch.fx.map_arg(arg, lambda n: env[n])
-
     nodes = [n for n in program.graph.nodes if n.op == "call_function"]
     for position, node in enumerate(nodes):
         if position % 64 == 0:
@@ -206,7 +216,7 @@ def _lower_nodes(program: Program, env: dict, stage):
                 env[node] = env[node.args[0]][node.args[1]]
             continue
         try:
-            env[node] = lowering.find(op_name(node))(*load(node.args), **load(node.kwargs))
+            env[node] = _lower_node(node, env, native)
         except Unsupported as refusal:
             raise refusal.at(where(node)) from None
         except RuntimeError as error:
@@ -220,6 +230,49 @@ def _lower_nodes(program: Program, env: dict, stage):
                 f"the lowering of {op_name(node)} in {where(node)} gives {tuple(value.shape)} {value.dtype}, "
                 f"torch {tuple(expected.shape)} {expected.dtype}: please report this"
             )
+
+
+def _lower_node(node: torch.fx.Node, env: dict, native: bool):
+    """What a node makes: by the pack where it has a kernel that takes the case, else by OneFlow's own ops."""
+    from . import lowering
+
+    def given(read):
+        return [torch.fx.map_arg(part, lambda n: read(env[n])) for part in (node.args, node.kwargs)]
+
+    if native:
+        from . import kernels
+
+        function, takes_weights = kernels.find(op_name(node))
+        if function is not None:
+            args, kwargs = given((lambda value: value) if takes_weights else interop.flow_tensor)
+            with contextlib.suppress(Refused):
+                return function(*args, **kwargs)
+    args, kwargs = given(_widened if native else interop.flow_tensor)
+    made = lowering.find(op_name(node))(*args, **kwargs)
+    return _narrowed(made, node.meta["val"]) if native else made
+
+
+def _widened(value):
+    """A OneFlow tensor for its own ops, which have few kernels for half types on the CPU: those are computed in float32."""
+    from .kernels.moves import convert
+    from .lowering.types import torch_dtype
+
+    tensor = interop.flow_tensor(value)
+    if not isinstance(tensor, engine.flow().Tensor):
+        return tensor
+    return convert(tensor, torch.float32) if torch_dtype(tensor) in (torch.bfloat16, torch.float16) else tensor
+
+
+def _narrowed(made, expected):
+    """What was computed in float32 in the dtype that it should have."""
+    from .kernels.moves import convert
+    from .lowering.types import torch_dtype
+
+    if isinstance(made, (tuple, list)):
+        return type(made)(map(_narrowed, made, expected))
+    if isinstance(expected, torch.Tensor) and expected.dtype in (torch.bfloat16, torch.float16):
+        return convert(made, expected.dtype) if torch_dtype(made) == torch.float32 else made
+    return made
 
 
 @contextlib.contextmanager
@@ -255,6 +308,8 @@ def _graph_class():
     from oneflow.core.job.job_pb2 import Job as job_class
     from oneflow.framework.tensor_tuple_util import convert_to_tensor_tuple
 
+    pack = loader.pack()
+
     class ProgramGraph(flow.nn.Graph):
         # nn.Graph prints what it also raises.
         _Graph__print = staticmethod(lambda *args, **kwargs: None)
@@ -263,6 +318,8 @@ def _graph_class():
             super().__init__()
             # Past nn.Graph's own __setattr__, which takes modules only.
             self.__dict__["_lower"] = lower
+            # Whether kernels of the pack wait to be served by the calling thread.
+            self.__dict__["serves"] = False
 
         def build(self, *args):
             with _shared_scope():
@@ -278,7 +335,11 @@ def _graph_class():
             """Fill the OneFlow tensors `results` from `tensors`; returns when that is done."""
             results = convert_to_tensor_tuple(results)
             run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
+            if self.serves:
+                pack.open()
             run_graph.RunLazyNNGraph(convert_to_tensor_tuple(tensors), results, self._state_tensor_tuple, self._c_nn_graph)
+            if self.serves:
+                pack.serve()
             run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
             sync()
 

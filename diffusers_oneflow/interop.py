@@ -1,5 +1,7 @@
 """Tensors between torch and OneFlow, without a copy."""
 
+from dataclasses import dataclass
+
 import torch
 
 from . import engine
@@ -55,3 +57,41 @@ def flow_view(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | Non
     if not view.is_contiguous():
         raise ValueError(f"strides {tuple(tensor.stride())} of shape {tuple(tensor.shape)} are not dense")
     return view, tuple(order.index(d) for d in range(tensor.ndim))
+
+
+@dataclass
+class Weight:
+    """A parameter, buffer or constant as one graph sees it.
+
+    Attributes:
+        tensor: torch's own.
+        raw: the OneFlow tensor on its memory, and the permutation to apply (`flow_view`).
+        store: where the pack's kernels get it from (`kernels.weights.WeightStore`); None without the pack.
+    """
+
+    tensor: torch.Tensor
+    raw: tuple
+    store: object = None
+    _made: object = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor."""
+        return self.tensor.shape
+
+    def flow(self):
+        """The tensor for OneFlow's ops; to be called while the graph is built."""
+        if self._made is None:
+            from .lowering.shape import permute
+            from .lowering.types import cast
+
+            tensor, order = self.raw
+            made = permute(tensor, list(order)) if order else tensor
+            # Bool comes as uint8: dlpack has no bool.
+            self._made = cast(made, torch.bool) if self.tensor.dtype == torch.bool else made
+        return self._made
+
+
+def flow_tensor(value):
+    """A OneFlow tensor of what may be a `Weight`."""
+    return value.flow() if isinstance(value, Weight) else value

@@ -221,8 +221,17 @@ def test_nan_weights_give_nan(block):
     assert torch.equal(block(x).isnan(), reference(block, x).isnan())
 
 
-def test_half_on_the_cpu_runs_in_torch_and_is_right(block):
+def test_bfloat16_runs_on_the_kernel_pack(block):
+    x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
+    exact = block.double()(x.double())
     attached(block.to(torch.bfloat16))
+    mine, torchs = (block(x) - exact).abs().max(), (reference(block, x) - exact).abs().max()
+    assert built(block) == 1 and not fallbacks(block) and mine <= 1.2 * torchs
+
+
+@torch.no_grad()
+def test_half_on_oneflows_own_kernels_runs_in_torch_and_is_right(block):
+    attached(block.to(torch.bfloat16), kernels="oneflow")
     x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
     with pytest.warns(FallbackWarning):
         assert torch.equal(block(x), reference(block, x))

@@ -3,13 +3,11 @@
 import functools
 from collections.abc import Callable
 
-from ..errors import Unsupported
+from ..errors import Refused, Unsupported
+
+__all__ = ["Refused", "find", "is_lowered", "lowered_ops", "lowering"]
 
 _TABLE: dict[str, Callable] = {}
-
-
-class Refused(Exception):
-    """What a lowering raises for a case that it cannot take; the message says why, `find` adds the op."""
 
 
 def lowering(*ops: str) -> Callable[[Callable], Callable]:

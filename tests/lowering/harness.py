@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffusers_oneflow import engine, interop
+from diffusers_oneflow import engine, interop, kernels
 from diffusers_oneflow.capture import Program
 from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.graph import CompiledGraph
+from diffusers_oneflow.kernels import loader
+from diffusers_oneflow.kernels.weights import WeightStore
 from diffusers_oneflow.passes.quick_gelu import quick_gelu
 
 # The ops that tests are parametrised with.
@@ -53,13 +55,20 @@ def check(op: str, *args, **kwargs):
 
 
 def judge(cases: list["Case"]):
-    """Run the cases as one graph, or one by one if that fails, and compare."""
+    """Run the cases as one graph, or one by one if that fails, and compare; again with the pack if it has a kernel for the op."""
+    _judge(cases, False)
+    engine.load()
+    if cases and not loader.refusal() and kernels.find(cases[0].op)[0] is not None:
+        _judge(cases, True)
+
+
+def _judge(cases: list["Case"], native: bool):
     try:
-        results = run(cases)
+        results = run(cases, native)
     except Exception:
         for case in cases:
             with case.named():
-                run([case])
+                run([case], native)
         raise
     for case, result in zip(cases, results):
         with case.named():
@@ -109,8 +118,11 @@ class Case:
             raise AssertionError(f"{self.op}{shown[0]} {shown[1] or ''}: {type(error).__name__}: {error}") from error
 
 
-def run(cases: list[Case]) -> list[list[torch.Tensor]]:
+def run(cases: list[Case], native: bool = False) -> list[list[torch.Tensor]]:
     """What OneFlow gives for each case, from one graph; also that it leaves its inputs alone and repeats itself.
+
+    Args:
+        native: with the kernel pack, where it has a kernel.
 
     Raises:
         Unsupported: a lowering refuses its case.
@@ -119,7 +131,7 @@ def run(cases: list[Case]) -> list[list[torch.Tensor]]:
     builder = _Builder(cases)
     tensors = list(builder.inputs.values())
     before = list(map(_bits, tensors))
-    graph = builder.compiled()
+    graph = builder.compiled(native)
     try:
         first, second = graph(tensors), graph(tensors)
     finally:
@@ -163,13 +175,16 @@ class _Builder:
         node.meta["val"] = made
         return node
 
-    def compiled(self) -> CompiledGraph:
+    def compiled(self, native: bool) -> CompiledGraph:
         program = Program(self.graph, list(self.inputs), {n: n for n in self.weights}, {}, self.outputs, None)
+        store = WeightStore(packs=False) if native else None
         bound = {}
         for name, tensor in self.weights.items():
             view, order = interop.flow_view(tensor)
-            bound[name] = interop.to_flow(view), order
-        return CompiledGraph(program, bound, list(self.inputs.values()))
+            bound[name] = interop.Weight(tensor, (interop.to_flow(view), order), store)
+        graph = CompiledGraph(program, bound, list(self.inputs.values()), native=native)
+        graph.store = store  # the weights must live as long
+        return graph
 
 
 def compare(result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor):

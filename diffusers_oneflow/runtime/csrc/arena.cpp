@@ -98,7 +98,7 @@ bool Reusable(const RegstDescProto& regst) {
 }
 
 struct Interval {
-  RegstDescProto* regst;
+  std::vector<RegstDescProto*> regsts;  // one, and the views of it
   size_t size;
   int first, last;  // positions of the tasks that write it and that read it last
   size_t offset = 0;
@@ -127,10 +127,22 @@ std::vector<TaskProto*> LinearTasks(Plan* plan) {
   return tasks;
 }
 
+// The register that a task only looks at in another shape (an op of the kernel pack), or -1.
+int64_t Viewed(const TaskProto& task) {
+  if (task.exec_sequence().exec_node_size() != 1) { return -1; }
+  const auto& node = task.exec_sequence().exec_node(0);
+  const auto& kernel = node.kernel_conf();
+  const std::string& op = kernel.has_op_attribute() ? kernel.op_attribute().op_conf().name() : kernel.op_attribute_ref();
+  if (op.rfind("dfo_view-", 0) != 0) { return -1; }
+  const auto found = node.bn_in_op2regst_desc_id().find("in_0");
+  return found == node.bn_in_op2regst_desc_id().end() ? -1 : found->second;
+}
+
 std::vector<Interval> Lifetimes(const std::vector<TaskProto*>& tasks) {
   std::unordered_map<int64_t, int> position;
   for (size_t i = 0; i < tasks.size(); ++i) { position[tasks[i]->task_id()] = static_cast<int>(i); }
   std::vector<Interval> intervals;
+  std::unordered_map<int64_t, size_t> interval_of;
   for (size_t i = 0; i < tasks.size(); ++i) {
     for (auto& item : *tasks[i]->mutable_produced_regst_desc()) {
       RegstDescProto& regst = item.second;
@@ -142,7 +154,17 @@ std::vector<Interval> Lifetimes(const std::vector<TaskProto*>& tasks) {
         last = std::max(last, found == position.end() ? static_cast<int>(tasks.size()) : found->second);
       }
       const size_t size = Size(regst);
-      if (size > 0) { intervals.push_back({&regst, size, static_cast<int>(i), last}); }
+      if (size == 0) { continue; }
+      const auto viewed = interval_of.find(Viewed(*tasks[i]));
+      if (viewed == interval_of.end()) {
+        interval_of[regst.regst_desc_id()] = intervals.size();
+        intervals.push_back({{&regst}, size, static_cast<int>(i), last});
+        continue;
+      }
+      Interval& interval = intervals[viewed->second];
+      interval_of[regst.regst_desc_id()] = viewed->second;
+      interval.regsts.push_back(&regst);
+      interval.last = std::max(interval.last, last);
     }
   }
   return intervals;
@@ -199,9 +221,11 @@ void InferMemBlock(Plan* plan, const std::function<bool(const std::string&, cons
   current_block = intervals.empty() ? -1 : next_block++;
   for (const Interval& interval : intervals) {
     report.unplanned += interval.size;
-    interval.regst->set_mem_block_id(current_block);
-    interval.regst->set_mem_block_offset(static_cast<int64_t>(interval.offset));
-    in_arena.insert(interval.regst);
+    for (RegstDescProto* regst : interval.regsts) {
+      regst->set_mem_block_id(current_block);
+      regst->set_mem_block_offset(static_cast<int64_t>(interval.offset));
+      in_arena.insert(regst);
+    }
   }
   // Nothing else may ask for reuse, or OneFlow would place it in the arena by its own rules.
   for (auto& task : *plan->mutable_task()) {

@@ -1,0 +1,9 @@
+"""The native kernel pack: OneFlow ops with kernels of this package, registered with the stock wheel."""
+
+
+def find(op: str):
+    """The pack's lowering of an ATen op (or one that the passes put in), or None; and whether it takes weights."""
+    # Not at the top: OneFlow must be loaded first.
+    from . import elementwise, lowering, moves  # noqa: F401
+
+    return lowering.find(op)

@@ -1,0 +1,37 @@
+"""The pack's lowering of elementwise chains, and of elementwise ops that stand alone."""
+
+import math
+
+import torch
+
+from ..lowering.registry import Refused
+from ..lowering.types import torch_dtype
+from ..passes.native_ops import CODES
+from .lowering import native
+from .node import ACTIVATIONS, TYPES, node
+
+
+@native("oneflow.chain.default")
+def chain(operands, instructions, dtype=None):
+    types = [torch_dtype(x) for x in operands]
+    if any(t not in TYPES for t in types):
+        raise Refused("a dtype that the kernel does not take")
+    shape = torch.broadcast_shapes(*(tuple(x.shape) for x in operands))
+    if dtype is None:
+        dtype = types[0]
+        for other in types[1:]:
+            dtype = torch.promote_types(dtype, other)
+    params: list = [list(shape), TYPES[dtype], len(operands)]
+    for x, kind in zip(operands, types):
+        params += [TYPES[kind], _strides(x.shape, shape)]
+    params.append(len(instructions))
+    for code, a, b, value in instructions:
+        number = ACTIVATIONS[value] if code == "act" else value
+        params += [CODES.index(code), a, b, float(number)]
+    return node("dfo_chain", operands, shape, dtype, *params)
+
+
+def _strides(given, shape) -> list[int]:
+    """The strides in elements by which a dense tensor of shape `given` is read as one of `shape`."""
+    given = [1] * (len(shape) - len(given)) + list(given)
+    return [0 if g == 1 else math.prod(given[i + 1 :]) for i, g in enumerate(given)]

@@ -1,0 +1,227 @@
+"""Lowerings to the pack's kernels: what they cannot take goes to OneFlow's own (`Refused`).
+
+Tensors come in as OneFlow tensors. The kernels take the floating-point dtypes of `TYPES`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..interop import Weight
+from ..lowering.registry import Refused
+from ..lowering.types import torch_dtype
+from .node import ACTIVATIONS, TYPES, node
+from .weights import filter_sizes
+
+_TABLE: dict[str, Callable] = {}
+_TAKES_WEIGHTS: set[str] = set()
+
+
+def native(*ops: str, weights: bool = False) -> Callable[[Callable], Callable]:
+    """Register a function as the pack's lowering of `ops`, next to OneFlow's own.
+
+    Args:
+        weights: parameters of the module come as `interop.Weight`, not as OneFlow tensors.
+
+    Raises:
+        ValueError: the op has one already.
+    """
+
+    def register(function: Callable) -> Callable:
+        for op in ops:
+            if op in _TABLE:
+                raise ValueError(f"{op} has two kernels in the pack: in {_TABLE[op].__name__} and {function.__name__}")
+            _TABLE[op] = function
+            if weights:
+                _TAKES_WEIGHTS.add(op)
+        return function
+
+    return register
+
+
+def find(op: str) -> tuple[Callable | None, bool]:
+    """The pack's lowering of `op`, or None, and whether it takes weights."""
+    return _TABLE.get(op), op in _TAKES_WEIGHTS
+
+
+def _dtype(x) -> torch.dtype:
+    dtype = x.tensor.dtype if isinstance(x, Weight) else torch_dtype(x)
+    if dtype not in TYPES:
+        raise Refused(f"{dtype}")
+    return dtype
+
+
+def _same_dtype(*tensors) -> torch.dtype:
+    dtypes = {_dtype(t) for t in tensors if t is not None}
+    if len(dtypes) > 1:
+        raise Refused("operands of several dtypes")
+    return dtypes.pop()
+
+
+def _weight(w) -> Weight:
+    if not isinstance(w, Weight) or w.store is None:
+        raise Refused("a weight that is computed")
+    return w
+
+
+def _product(kind, x, weight, bias, residual, shape, image, geometry, act, act_first, gate):
+    """A node of this package's own float32 kernels: `image` is (batch, h, w, oh, ow), `geometry` the rest of a convolution."""
+    sizes, strides = filter_sizes(weight.tensor)
+    store = weight.store
+    slots = store.plain(weight.tensor), store.filter(weight.tensor), -1 if bias is None else store.plain(_weight(bias).tensor)
+    return node(
+        kind, [x] if residual is None else [x, residual], shape, torch.float32, *image, *geometry, *sizes, *strides, *slots,
+        ACTIVATIONS[act], act_first, ACTIVATIONS[gate], residual is not None,
+    )  # fmt: skip
+
+
+@native("oneflow.conv2d.default", weights=True)
+def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+    dtype = _same_dtype(x, weight, bias, residual)
+    w = _weight(weight)
+    n, h, width, c = x.shape
+    oc, _, kh, kw = w.shape
+    oh, ow = (
+        (size + 2 * padding[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1 for i, (size, k) in enumerate(((h, kh), (width, kw)))
+    )
+    shape = (n, oh, ow, oc)
+    if dtype == torch.float32 and groups == 1:
+        geometry = (*stride, *padding, *dilation)
+        return _product("dfo_convolution", x, w, bias, residual, shape, (n, h, width, oh, ow), geometry, act, False, "none")
+    slot = w.store.convolution(w.tensor, stride, padding, dilation, groups, [n, c, h, width])
+    bias_slot = -1 if bias is None else w.store.plain(_weight(bias).tensor)
+    return node(
+        "dfo_onednn_convolution", [x] if residual is None else [x, residual], shape, dtype, n, h, width, c, oc, oh, ow, stride,
+        padding, dilation, groups, slot, bias_slot, ACTIVATIONS[act], TYPES[dtype], residual is not None,
+    )  # fmt: skip
+
+
+@native("oneflow.linear.default", weights=True)
+def linear(x, weight, bias=None, act="none", residual=None, gate="none"):
+    dtype = _same_dtype(x, weight, bias, residual)
+    if residual is not None and gate != "none":
+        raise Refused("a residual after what the kernel applies last")
+    w = _weight(weight)
+    out, k = w.shape
+    rows = math.prod(x.shape[:-1])
+    if gate != "none" and (dtype != torch.float32 or out % 64):
+        return gated(linear(x, weight, bias, act), gate)
+    shape = (*x.shape[:-1], out if gate == "none" else out // 2)
+    if dtype == torch.float32:
+        geometry = (1, 1, 0, 0, 1, 1)
+        return _product("dfo_linear", x, w, bias, residual, shape, (1, 1, rows, 1, rows), geometry, act, True, gate)
+    if residual is not None and act == "quick_gelu":
+        raise Refused("an activation that oneDNN does not have, before an addition")
+    slot = w.store.linear(w.tensor, rows)
+    bias_slot = -1 if bias is None else w.store.plain(_weight(bias).tensor)
+    return node(
+        "dfo_onednn_linear", [x] if residual is None else [x, residual], shape, dtype, rows, k, out, slot, bias_slot,
+        ACTIVATIONS[act], TYPES[dtype], residual is not None,
+    )  # fmt: skip
+
+
+@native("aten.linear.default", weights=True)
+def plain_linear(input, weight, bias=None):
+    return linear(input, weight, bias)
+
+
+@native("oneflow.gated.default")
+def gated(x, act, gate_first=False):
+    dtype = _dtype(x)
+    columns = x.shape[-1] // 2
+    rows = math.prod(x.shape[:-1])
+    shape = (*x.shape[:-1], columns)
+    return node("dfo_gated", [x], shape, dtype, rows, columns, ACTIVATIONS[act], gate_first, TYPES[dtype])
+
+
+@native("oneflow.attention.default")
+def attention(q, k, v, mask, heads, causal, scale):
+    dtype = _same_dtype(q, k, v)
+    b, m, width = q.shape
+    n = k.shape[1]
+    d = width // heads
+    scale = 1 / math.sqrt(d) if scale is None else float(scale)
+    inputs, sizes, strides = [q, k, v], (), ()
+    if mask is not None:
+        if _dtype(mask) != dtype:
+            raise Refused("a mask of another dtype")
+        inputs.append(mask)
+        sizes = (*([1] * (4 - mask.ndim)), *mask.shape)
+        # Read by stride 0 where it is broadcast.
+        dense = [math.prod(sizes[i + 1 :]) for i in range(4)]
+        whole = (b, heads, m, n)
+        strides = [0 if s == 1 else dense[i] for i, s in enumerate(sizes)]
+        sizes = whole
+    return node(
+        "dfo_flash_attention", inputs, (b, m, width), dtype, b, m, n, heads, d, [m * width, width, d], [n * width, width, d],
+        [n * width, width, d], causal, scale, TYPES[dtype], sizes, strides,
+    )  # fmt: skip
+
+
+@native("oneflow.group_norm.default")
+def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
+    dtype = _dtype(x)
+    channels = x.shape[-1 if channels_last else 1]
+    inputs = [x]
+    if weight is not None:
+        if bias is None or _same_dtype(x, weight, bias) != dtype:
+            raise Refused("a weight without a bias")
+        inputs += [weight, bias]
+    n = x.shape[0]
+    positions = math.prod(x.shape) // (n * channels)
+    return node(
+        "dfo_group_norm", inputs, x.shape, dtype, n, positions, channels, groups, float(eps), ACTIVATIONS[act], channels_last,
+        TYPES[dtype],
+    )  # fmt: skip
+
+
+@native("aten.group_norm.default")
+def plain_group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    return group_norm(input, num_groups, weight, bias, eps, channels_last=False)
+
+
+@native("aten.layer_norm.default")
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    dtype = _same_dtype(input, weight, bias)
+    if weight is None and bias is not None:
+        raise Refused("a bias without a weight")
+    inputs = [input, *(t for t in (weight, bias) if t is not None)]
+    columns = math.prod(normalized_shape)
+    rows = math.prod(input.shape) // columns
+    return node("dfo_layer_norm", inputs, input.shape, dtype, rows, columns, float(eps), TYPES[dtype])
+
+
+@native("aten.rms_norm.default")
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    dtype = _same_dtype(input, weight)
+    eps = torch.finfo(dtype).eps if eps is None else eps
+    inputs = [input] if weight is None else [input, weight]
+    columns = math.prod(normalized_shape)
+    rows = math.prod(input.shape) // columns
+    return node("dfo_rms_norm", inputs, input.shape, dtype, rows, columns, float(eps), TYPES[dtype])
+
+
+@native("aten.softmax.int", "aten._softmax.default")
+def softmax(self, dim, dtype=None):
+    own = _dtype(self)
+    if (dtype not in (None, False, own)) or self.ndim == 0 or dim % self.ndim != self.ndim - 1:
+        raise Refused("softmax over another dimension than the last")
+    return node("dfo_softmax", [self], self.shape, own, math.prod(self.shape[:-1]), self.shape[-1], TYPES[own])
+
+
+@native("oneflow.upsample_nearest2d.default")
+def upsample_nearest2d(x, size):
+    n, h, w, c = x.shape
+    dtype = torch_dtype(x)
+    return node("dfo_upsample", [x], (n, *size, c), dtype, c * dtype.itemsize, n, h, w, *size)
+
+
+@native("aten.embedding.default")
+def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    dtype = torch_dtype(weight)
+    if torch_dtype(indices) != torch.int64:
+        raise Refused("indices that are not int64")
+    count = math.prod(indices.shape)
+    rows, columns = weight.shape
+    return node("dfo_embedding", [weight, indices], (*indices.shape, columns), dtype, count, columns * dtype.itemsize, rows)

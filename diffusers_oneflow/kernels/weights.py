@@ -1,0 +1,117 @@
+"""Weights for the heavy kernels: torch tensors in numbered slots, packed as oneDNN wants them."""
+
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .loader import pack as _native
+
+_numbers = itertools.count()
+
+
+@dataclass
+class _Packed:
+    slot: int
+    source: torch.Tensor
+    pack: Callable[[torch.Tensor], torch.Tensor]
+    nbytes: int
+
+
+class WeightStore:
+    """The weights of one module's graphs; graphs of several shapes share what they can.
+
+    Args:
+        packs: keep a packed copy of what convolutions and linear layers read; False lets them read torch's own.
+    """
+
+    def __init__(self, packs: bool):
+        self.packs = packs
+        self._slots: dict[tuple, int] = {}
+        self._packed: dict[tuple, _Packed] = {}
+        self._kept: list[torch.Tensor] = []
+        weakref.finalize(self, _give_back, self._slots).atexit = False
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all packed copies."""
+        return sum(p.nbytes for p in self._packed.values())
+
+    @property
+    def sources(self) -> list[torch.Tensor]:
+        """The tensors of which there are packed copies, in the order that `repack` counts."""
+        return [p.source for p in self._packed.values()]
+
+    def plain(self, tensor: torch.Tensor) -> int:
+        """The slot of a tensor as it is: writes into it are seen."""
+        return self._slot(("plain", id(tensor)), tensor, None)
+
+    def filter(self, weight: torch.Tensor) -> int:
+        """The slot of a packed copy for this package's float32 kernels, or -1 where they read torch's own.
+
+        Args:
+            weight: (oc, c, kh, kw) of a convolution or (out, in) of a linear layer, any strides.
+        """
+        return self._slot(("filter", id(weight)), weight, _pack_filter) if self.packs else -1
+
+    def convolution(self, weight, stride, padding, dilation, groups, image: list[int]) -> int:
+        """The slot of a convolution's weight for oneDNN; `image` is the input's (n, c, h, w)."""
+        key = ("convolution", id(weight), *stride, *padding, *dilation, groups)
+
+        def pack(w):
+            return torch.ops.mkldnn._reorder_convolution_weight(w.contiguous(), padding, stride, dilation, groups, image)
+
+        return self._slot(key, weight, pack)
+
+    def linear(self, weight, rows: int) -> int:
+        """The slot of a linear layer's weight (out, in) for oneDNN."""
+        return self._slot(("linear", id(weight)), weight, lambda w: torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows))
+
+    def _slot(self, key: tuple, tensor: torch.Tensor, pack) -> int:
+        if pack is None or not self.packs:
+            key = ("plain", id(tensor))
+        if key not in self._slots:
+            slot = self._slots[key] = next(_numbers)
+            tensor = tensor.detach()
+            self._kept.append(tensor)  # ids must not be used again
+            if key[0] == "plain":
+                _set(slot, tensor)
+            else:
+                self._packed[key] = _Packed(slot, tensor, pack, tensor.nbytes)
+                self._fill(self._packed[key])
+        return self._slots[key]
+
+    @staticmethod
+    def _fill(packed: _Packed):
+        with torch.no_grad():
+            _set(packed.slot, packed.pack(packed.source))
+
+    def repack(self, positions: list[int]):
+        """Pack those of `sources` anew that were written to."""
+        all_packed = list(self._packed.values())
+        for position in positions:
+            self._fill(all_packed[position])
+
+
+def _give_back(slots: dict[tuple, int]):
+    for slot in slots.values():
+        _native().set_slot(slot, None)
+
+
+def filter_sizes(weight: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Sizes and strides of a weight as a filter (n, c, kh, kw)."""
+    view = weight if weight.ndim == 4 else weight[:, :, None, None]
+    return list(view.shape), list(view.stride())
+
+
+def _pack_filter(weight: torch.Tensor) -> torch.Tensor:
+    sizes, strides = filter_sizes(weight)
+    made = torch.empty(_native().packed_bytes(0, sizes, strides, 0) // 4)
+    _native().pack(weight.data_ptr(), sizes, strides, made.data_ptr())
+    return made
+
+
+def _set(slot: int, tensor: torch.Tensor):
+    _native().set_slot(slot, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor))
