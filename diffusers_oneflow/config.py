@@ -16,6 +16,7 @@ class OneFlowConfig:
             own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
         weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the
             kernels want them, and doubles the memory that they take; ``"shared"`` reads torch's own, which is slower.
+        hoist: compute what depends only on the prompt, or only on the timestep, when these change (with the native kernels).
 
     Raises:
         ValueError: a value outside of these.
@@ -26,6 +27,7 @@ class OneFlowConfig:
     max_graphs: int = 16
     kernels: str = "native"
     weights: str = "shared"
+    hoist: bool = True
 
     def __post_init__(self):
         if self.fallback not in ("torch", "error"):

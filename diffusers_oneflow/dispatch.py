@@ -1,6 +1,7 @@
 """What a call of an attached module goes through: find its graph, or capture one, and run it."""
 
 import contextlib
+import functools
 import threading
 import time
 import warnings
@@ -10,12 +11,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import engine, interop, passes, progress, signature
+from . import engine, hoisting, interop, passes, progress, signature
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
-from .graph import CompiledGraph, GraphClosed
+from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed
 from .kernels import loader
+from .passes import hoist
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -32,8 +34,14 @@ class Entry:
     ops: dict[str, int]
     rewrites: list
     seconds: dict[str, float]
-    store: object
+    hoisted: list[hoisting.Hoisted]
     calls: int = 0
+
+    def close(self):
+        """Free the memory of all its graphs."""
+        for part in self.hoisted:
+            part.graph.close()
+        self.graph.close()
 
 
 @dataclass
@@ -76,6 +84,11 @@ class Dispatcher:
         """The compiled graphs, least recently used first."""
         return [e for e in self._graphs.values() if isinstance(e, Entry)]
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed copies of weights."""
+        return self._store.packed_bytes if self._store is not None else 0
+
     def __call__(self, *args, **kwargs):
         module = self._module()
         if getattr(_tracing, "on", False) or _is_traced():
@@ -94,7 +107,7 @@ class Dispatcher:
         """Drop all graphs and what they hold."""
         with self._lock:
             for entry in self.entries:
-                entry.graph.close()
+                entry.close()
             self._graphs.clear()
             self._drop_weights()
             self._structure, self._interned = None, Interned()
@@ -131,7 +144,7 @@ class Dispatcher:
         for key in [k for k in self._graphs if k[0] == known.token]:
             entry = self._graphs.pop(key)
             if isinstance(entry, Entry):
-                entry.graph.close()
+                entry.close()
         self._drop_weights()
 
     def _drop_weights(self):
@@ -161,7 +174,7 @@ class Dispatcher:
             while len(self._graphs) > self.config.max_graphs:
                 _, oldest = self._graphs.popitem(last=False)
                 if isinstance(oldest, Entry):
-                    oldest.graph.close()
+                    oldest.close()
             return entry
 
     def _open(self, base: tuple, numbers: list) -> bool:
@@ -184,7 +197,11 @@ class Dispatcher:
                 rewrites = passes.run(program, native)
                 rewritten = time.perf_counter()
                 tensors = _tensors(call, opened)
-                graph = CompiledGraph(program, self._bind(program, structure, native), tensors, bar.stage, native)
+                store = self._prepare(native)
+                prologues = hoist.split(program) if native and self.config.hoist else []
+                bind = functools.partial(self._bind, structure, store)
+                hoisted = hoisting.build(prologues, program, bind, tensors, store)
+                graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)
         except EngineUnavailable:
             raise
         except OneFlowError as error:
@@ -197,7 +214,7 @@ class Dispatcher:
         seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, self._store)
+        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, hoisted)
 
     def _capture(self, module, call, opened) -> Program:
         engine.load()
@@ -215,13 +232,16 @@ class Dispatcher:
         finally:
             _tracing.on = False
 
-    def _bind(self, program: Program, structure: Structure, native: bool) -> dict[str, interop.Weight]:
-        """Placeholder -> weight, with a OneFlow tensor on its own memory, one per weight for all graphs."""
+    def _prepare(self, native: bool):
+        """The store of weights for the pack's kernels, or None without the pack."""
         if native and self._store is None:
             from .kernels.weights import WeightStore
 
             self._store = WeightStore(self.config.weights == "packed")
-        store = self._store if native else None
+        return self._store if native else None
+
+    def _bind(self, structure: Structure, store, program: Program) -> dict[str, interop.Weight]:
+        """Placeholder -> weight, with a OneFlow tensor on its own memory, one per weight for all graphs."""
         bound = {}
         for name, qualified in program.weights.items():
             if qualified not in self._weights:
@@ -233,7 +253,12 @@ class Dispatcher:
 
     def _run(self, entry: Entry, call: signature.Flat):
         entry.calls += 1
-        outputs = entry.graph(_tensors(call, entry.opened))
+        tensors = _tensors(call, entry.opened)
+        # The graph reads what its prologues left: nothing may come between.
+        with ENGINE_LOCK if entry.hoisted else contextlib.nullcontext():
+            for part in entry.hoisted:
+                part.update(tensors)
+            outputs = entry.graph(tensors)
         return signature.rebuild(entry.result.spec, outputs)
 
     def _fall_back(self, module, reason: str, args, kwargs):

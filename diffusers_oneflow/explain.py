@@ -24,6 +24,8 @@ class GraphReport:
         unplanned_bytes: the same without reuse of memory.
         owned_bytes: inputs, outputs and control, this graph's alone.
         calls: how often it ran.
+        kernels: ATen op -> kernel -> number of nodes; "OneFlow's own" for what the pack has no kernel for.
+        hoisted: for each part that depends on some inputs only, its nodes and how often it ran.
     """
 
     inputs: list[str]
@@ -35,6 +37,8 @@ class GraphReport:
     unplanned_bytes: int
     owned_bytes: int
     calls: int
+    kernels: dict[str, dict[str, int]]
+    hoisted: list[tuple[int, int]]
 
 
 @dataclass
@@ -43,6 +47,7 @@ class ComponentReport:
 
     Attributes:
         weight_bytes: parameters and buffers, shared with torch.
+        packed_bytes: packed copies of weights, beside torch's own.
         fallbacks: reason -> calls that ran in torch for it.
         built: graphs compiled in all, dropped ones included.
     """
@@ -51,6 +56,7 @@ class ComponentReport:
     graphs: list[GraphReport] = field(default_factory=list)
     fallbacks: dict[str, int] = field(default_factory=dict)
     built: int = 0
+    packed_bytes: int = 0
 
 
 class Explanation(dict):
@@ -71,6 +77,8 @@ class Explanation(dict):
         details = []
         for path, component in self.items():
             weights = _megabytes(component.weight_bytes)
+            if component.packed_bytes:
+                weights += f" + {_megabytes(component.packed_bytes)} packed"
             for graph in component.graphs:
                 table.add_row(path, *_row(graph), weights)
                 details += _details(path, graph)
@@ -111,6 +119,7 @@ def explain(pipe, show: bool = True) -> Explanation:
             [_graph(entry) for entry in dispatcher.entries],
             dict(dispatcher.record.fallbacks),
             dispatcher.record.built,
+            dispatcher.packed_bytes,
         )
     if not report:
         raise ValueError(f'{type(pipe).__name__} is not attached to OneFlow: call .to(backend="oneflow") first')
@@ -131,6 +140,8 @@ def _graph(entry: Entry) -> GraphReport:
         unplanned_bytes=memory.unplanned,
         owned_bytes=memory.owned,
         calls=entry.calls,
+        kernels={op: dict(counts) for op, counts in entry.graph.kernels.items()},
+        hoisted=[(sum(sum(c.values()) for c in part.graph.kernels.values()), part.runs) for part in entry.hoisted],
     )
 
 
@@ -156,9 +167,27 @@ def _details(path: str, graph: GraphReport) -> list[str]:
         f"  compiled: {stages}",
         f"  memory: {memory}, {_megabytes(graph.owned_bytes)} its own",
         f"  nodes: {ops}",
+        f"  kernels: {_kernels(graph)}",
         f"  rewrites: {rewrites}",
+        *(f"  hoisted: {nodes} nodes, ran {runs} times" for nodes, runs in graph.hoisted),
         *misses,
     ]
+
+
+def _kernels(graph: GraphReport) -> str:
+    """Kernel -> nodes of all ops, the most frequent first; torch's libraries are named."""
+    total: Counter = Counter()
+    for counts in graph.kernels.values():
+        total.update(counts)
+    return ", ".join(f"{kernel}{_LIBRARIES.get(kernel, '')} {count}" for kernel, count in total.most_common())
+
+
+# The kernels that call into torch's libraries, by its C interface.
+_LIBRARIES = {
+    "dfo_onednn_convolution": " (torch: oneDNN)",
+    "dfo_onednn_linear": " (torch: oneDNN)",
+    "dfo_flash_attention": " (torch: flash attention)",
+}
 
 
 def _megabytes(count: int) -> str:

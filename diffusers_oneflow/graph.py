@@ -37,6 +37,23 @@ class Memory:
     owned: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an op of the pack comes from.
+
+    Attributes:
+        op: the program's op (``aten.layer_norm.default``).
+        kernel: the pack's (``dfo_layer_norm``).
+        where: module path and source line.
+        bytes: what the op reads and writes, weights included.
+    """
+
+    op: str
+    kernel: str
+    where: str
+    bytes: int
+
+
 class GraphClosed(Exception):
     """The graph was dropped between being found and being run; look for it again."""
 
@@ -48,18 +65,19 @@ class CompiledGraph:
         program: what to run.
         weights: placeholder name -> `interop.Weight`.
         examples: one torch tensor per input, for shapes and dtypes.
-        native: whether ops may be lowered to the kernel pack.
+        store: the weights for the kernel pack (`kernels.weights.WeightStore`), whose kernels then run what they can.
         stage: called with ("lowering" | "compiling", fraction done) as the build goes on.
 
     Raises:
         Unsupported: an op or a dtype that has no lowering; the message has op, module path and source line.
     """
 
-    def __init__(
-        self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None, native: bool = False
-    ):
+    def __init__(self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None, store=None):
         self.seconds: dict[str, float] = {}
-        self.kernels: dict[str, int] = {}
+        self.kernels: dict[str, Counter] = {}
+        self.places: dict[str, Place] = {}
+        self._noted: list[Place] = []
+        self.store = store
         self._id = next(_ids)
         self._outputs = _Outputs(program)
         self._inputs = [i for i, name in enumerate(program.inputs) if _used(program, name)]
@@ -67,19 +85,22 @@ class CompiledGraph:
             raise Unsupported("a graph", "no output depends on an input tensor")
         inputs = [interop.to_flow(interop.dense(examples[i])) for i in self._inputs]
         with ENGINE_LOCK:
-            self._build(program, weights, inputs, stage, native)
+            self._build(program, weights, inputs, stage, store is not None)
+            if store is not None:
+                store.watch()
         self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
         self._finalizer.atexit = False
 
     def _build(self, program, weights, inputs, stage, use_pack):
         names = [program.inputs[i] for i in self._inputs]
-        graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage, use_pack))
+        ran = functools.partial(self._note, use_pack)
+        graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage, use_pack, ran))
         native = engine.native()
         start = time.perf_counter()
         try:
             graph.build_graph(*inputs)
-            self.kernels = _chain(graph)
-            graph.serves = any(kind in loader.registered() for kind in self.kernels)
+            self.places = dict(zip(_chain(graph), self._noted))
+            graph.serves = bool(self.places)
             lowered = time.perf_counter()
             stage("compiling", 0.0)
             native.begin_graph(self._id)
@@ -96,6 +117,18 @@ class CompiledGraph:
         graph.forget_source()
         self._graph = graph
 
+    def _note(self, native: bool, node: torch.fx.Node):
+        """Remember which kernels run a node that was just lowered."""
+        ops = []
+        if native:
+            from .kernels.node import made
+
+            ops = made.copy()
+            made.clear()
+        size = _bytes(node) + sum(map(_bytes, node.all_input_nodes))
+        self._noted += [Place(op_name(node), kind, where(node), size // len(ops)) for kind in ops]
+        self.kernels.setdefault(op_name(node), Counter()).update(ops or ["OneFlow's own"])
+
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on CPU tensors of any strides, one per input of the program, unchanged afterwards.
 
@@ -109,6 +142,8 @@ class CompiledGraph:
         with ENGINE_LOCK:
             if not self._finalizer.alive:
                 raise GraphClosed
+            if self.store is not None:
+                self.store.refresh()
             self._graph.run(list(map(interop.to_flow, inputs)), list(map(interop.to_flow, made)))
         return self._outputs.collect(tensors, made)
 
@@ -123,6 +158,11 @@ def _release(graph, graph_id: int):
         graph.destroy()
         engine.native().release_graph(graph_id)
         engine.native().drop_registers(graph.name)
+
+
+def _bytes(node: torch.fx.Node) -> int:
+    made = node.meta.get("val")
+    return made.nbytes if isinstance(made, torch.Tensor) else 0
 
 
 def _used(program: Program, name: str) -> bool:
@@ -151,8 +191,8 @@ class _Outputs:
         return [inputs[i] if source == "input" else made[i] for source, i in self._sources]
 
 
-def _chain(graph) -> dict[str, int]:
-    """Make the ops run in program order, by control edges: the arena's plan depends on it. Returns op type -> count.
+def _chain(graph) -> list[str]:
+    """Make the ops run in program order, by control edges: the arena's plan depends on it. Returns the names of the pack's.
 
     The pack's kernels are also told what follows them (queue.h): those that something else reads, or runs after, wait.
     """
@@ -170,14 +210,14 @@ def _chain(graph) -> dict[str, int]:
             other = op.name in read or (i + 1 < len(ops) and ops[i + 1].user_conf.op_type_name not in pack)
             op.user_conf.attr["after"].at_int64 = _END if i == last else _OTHER if other else _PACK
     graph._full_graph_proto = job
-    return dict(Counter(op.user_conf.op_type_name for op in ops))
+    return [op.name for op in ops if op.user_conf.op_type_name in pack]
 
 
 # Of queue.h's After.
 _PACK, _OTHER, _END = 0, 1, 2
 
 
-def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, native, args) -> tuple:
+def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, native, ran, args) -> tuple:
     """The body of nn.Graph.build: from lazy input tensors to lazy output tensors."""
     flow = engine.flow()
     from .lowering.types import cast
@@ -192,7 +232,7 @@ def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], we
             env[node] = cast(value, torch.bool) if node.meta["val"].dtype == torch.bool else value
         elif node.name not in program.inputs and node.users:
             env[node] = weights[node.name]
-    _lower_nodes(program, env, stage, native)
+    _lower_nodes(program, env, stage, native, ran)
     results = []
     for node in outputs:
         value = interop.flow_tensor(env[node])
@@ -202,8 +242,11 @@ def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], we
     return tuple(results)
 
 
-def _lower_nodes(program: Program, env: dict, stage, native: bool):
-    """Run every node's lowering; `env` maps nodes to OneFlow tensors and weights, and starts with the placeholders."""
+def _lower_nodes(program: Program, env: dict, stage, native: bool, ran):
+    """Run every node's lowering; `env` maps nodes to OneFlow tensors and weights, and starts with the placeholders.
+
+    `ran` is called with each node that was lowered.
+    """
     from .lowering.types import torch_dtype
 
     flow = engine.flow()
@@ -222,6 +265,7 @@ def _lower_nodes(program: Program, env: dict, stage, native: bool):
         except RuntimeError as error:
             message = str(error).strip().splitlines()
             raise Unsupported(op_name(node), f"OneFlow refuses it: {message[-1] if message else error}", where(node)) from error
+        ran(node)
         value, expected = env[node], node.meta["val"]
         if not isinstance(value, flow.Tensor) or not isinstance(expected, torch.Tensor):
             continue

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..interop import Weight
+from ..interop import Weight, flow_tensor
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype
 from .node import ACTIVATIONS, TYPES, node
@@ -78,6 +78,7 @@ def _product(kind, x, weight, bias, residual, shape, image, geometry, act, act_f
 
 @native("oneflow.conv2d.default", weights=True)
 def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+    x, residual = flow_tensor(x), flow_tensor(residual)
     dtype = _same_dtype(x, weight, bias, residual)
     w = _weight(weight)
     n, h, width, c = x.shape
@@ -99,6 +100,7 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", resid
 
 @native("oneflow.linear.default", weights=True)
 def linear(x, weight, bias=None, act="none", residual=None, gate="none"):
+    x, residual = flow_tensor(x), flow_tensor(residual)
     dtype = _same_dtype(x, weight, bias, residual)
     if residual is not None and gate != "none":
         raise Refused("a residual after what the kernel applies last")

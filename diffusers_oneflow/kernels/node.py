@@ -18,6 +18,10 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4, "relu": 5, "sigmoid": 6, "tanh": 7}
 
 
+# The kind of every op that is added, in order; `graph` empties it after each node of the program.
+made: list[str] = []
+
+
 def node(kind: str, inputs: Sequence, shape: Sequence[int], dtype: torch.dtype, *params):
     """Add an op and return its output, a OneFlow tensor.
 
@@ -41,5 +45,6 @@ def node(kind: str, inputs: Sequence, shape: Sequence[int], dtype: torch.dtype, 
     tensors = flow._oneflow_internal.TensorTuple()
     for tensor in inputs:
         tensors.append(tensor)
+    made.append(kind)
     _pack.add_node(kind, tensors, tuple(shape), _DTYPES[dtype], values)
     return tensors[len(inputs)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import engine
 from .loader import pack as _native
 
 _numbers = itertools.count()
@@ -32,17 +33,14 @@ class WeightStore:
         self._slots: dict[tuple, int] = {}
         self._packed: dict[tuple, _Packed] = {}
         self._kept: list[torch.Tensor] = []
+        self._watched: list[_Packed] = []
+        self._watch = None
         weakref.finalize(self, _give_back, self._slots).atexit = False
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed copies."""
         return sum(p.nbytes for p in self._packed.values())
-
-    @property
-    def sources(self) -> list[torch.Tensor]:
-        """The tensors of which there are packed copies, in the order that `repack` counts."""
-        return [p.source for p in self._packed.values()]
 
     def plain(self, tensor: torch.Tensor) -> int:
         """The slot of a tensor as it is: writes into it are seen."""
@@ -88,11 +86,17 @@ class WeightStore:
         with torch.no_grad():
             _set(packed.slot, packed.pack(packed.source))
 
-    def repack(self, positions: list[int]):
-        """Pack those of `sources` anew that were written to."""
-        all_packed = list(self._packed.values())
-        for position in positions:
-            self._fill(all_packed[position])
+    def watch(self):
+        """From here on notice writes to what there are packed copies of."""
+        if len(self._packed) != len(self._watched):
+            self._watched = list(self._packed.values())
+            self._watch = engine.native().WriteWatch([(p.source.data_ptr(), _span(p.source)) for p in self._watched])
+
+    def refresh(self):
+        """Pack anew what was written to, by whatever means; some 0.1 ms where nothing was. To be called before each run."""
+        if self._watch is not None:
+            for position in self._watch.changed():
+                self._fill(self._watched[position])
 
 
 def _give_back(slots: dict[tuple, int]):
@@ -111,6 +115,11 @@ def _pack_filter(weight: torch.Tensor) -> torch.Tensor:
     made = torch.empty(_native().packed_bytes(0, sizes, strides, 0) // 4)
     _native().pack(weight.data_ptr(), sizes, strides, made.data_ptr())
     return made
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to its last."""
+    return (sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1) * tensor.element_size()
 
 
 def _set(slot: int, tensor: torch.Tensor):

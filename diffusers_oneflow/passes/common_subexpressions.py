@@ -5,7 +5,8 @@ import torch
 from ..capture import Program, op_name
 from .base import Rewrite
 
-_RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+# Parts of the names of ops that draw new numbers in each call.
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 
 
 class MergeEqualNodes(Rewrite):
@@ -20,7 +21,7 @@ class MergeEqualNodes(Rewrite):
         self._known: dict[tuple, torch.fx.Node] = {}
 
     def visit(self, program: Program, node: torch.fx.Node):
-        if any(word in op_name(node) for word in _RANDOM):
+        if any(word in op_name(node) for word in RANDOM):
             self.why_not(node, "each call draws new numbers")
             return
         key = (node.target, _frozen(node.args), _frozen(node.kwargs))

@@ -7,6 +7,7 @@ from . import native_ops
 from .base import Rewrite, emit, is_native, sole_user, value
 from .channels_last import arguments
 from .fuse_gate import activation
+from .hoist import needs_of
 
 _LINEAR, _CONV = str(native_ops.linear), str(native_ops.conv2d)
 
@@ -18,6 +19,8 @@ class FuseHeavy(Rewrite):
     """
 
     def run(self, program: Program) -> Rewrite:
+        self._needs = needs_of(program)
+        self._varying = program.inputs[0] if program.inputs else None
         for node in list(program.graph.nodes):
             if op_name(node) == "aten.linear.default" and is_native(node):
                 self._name(program, node)
@@ -31,6 +34,7 @@ class FuseHeavy(Rewrite):
             return
         with program.graph.inserting_before(node):
             made = emit(program, native_ops.linear, (*operands, "none", None, "none"), value(node).shape, value(node).dtype, node)
+        self._needs[made] = self._needs.get(node)
         node.replace_all_uses_with(made)
         program.outputs = [made if o is node else o for o in program.outputs]
         program.graph.erase_node(node)
@@ -74,16 +78,24 @@ class FuseHeavy(Rewrite):
         other = user.args[1] if user.args[0] is node else user.args[0]
         if not isinstance(other, torch.fx.Node) or other is node:
             return None
+        if self._needs.get(node) != self._needs.get(user) and self._slow(node):
+            self.why_not(user, "one operand does not change from step to step, and is computed apart")
+            return None
         a, b = value(node), value(other)
         if a.shape != b.shape or a.dtype != b.dtype or value(user).dtype != a.dtype:
             self.why_not(user, "what is added has another shape or dtype")
             return None
         return other
 
+    def _slow(self, node) -> bool:
+        """Whether `hoist` takes the node out of the graph, alone."""
+        return bool(self._needs.get(node)) and self._varying not in self._needs[node]
+
     def _absorb(self, program, node, user, target, args):
         # Where the user stands: only there is everything that it reads known.
         with program.graph.inserting_before(user):
             made = emit(program, target, args, value(user).shape, value(user).dtype, node)
+        self._needs[made] = self._needs.get(user)
         self.replace(program, user, made)
         program.graph.erase_node(node)
         return made

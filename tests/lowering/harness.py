@@ -182,9 +182,7 @@ class _Builder:
         for name, tensor in self.weights.items():
             view, order = interop.flow_view(tensor)
             bound[name] = interop.Weight(tensor, (interop.to_flow(view), order), store)
-        graph = CompiledGraph(program, bound, list(self.inputs.values()), native=native)
-        graph.store = store  # the weights must live as long
-        return graph
+        return CompiledGraph(program, bound, list(self.inputs.values()), store=store)
 
 
 def compare(result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor):

@@ -98,8 +98,8 @@ class ChannelsLast {
       for (int i = 1; i < count; ++i) { sum += at(i); }
       Store(mean + c, Load(mean + c, lanes) + sum, lanes);
     });
-    const F size = Set(static_cast<float>(rows));
-    ForVectors(c_, [&](int64_t c, auto lanes) { Store(mean + c, Load(mean + c, lanes) / size, lanes); });
+    const float inverse = 1.0f / rows;
+    ForVectors(c_, [&](int64_t c, auto lanes) { Store(mean + c, Load(mean + c, lanes) * inverse, lanes); });
     ForEights(x, rows, [&](int64_t c, auto lanes, const auto& at, auto count) {
       const F m = Load(mean + c, lanes);
       F d = at(0) - m, s = d * d;
@@ -112,12 +112,12 @@ class ChannelsLast {
       Store(squares + c, Load(squares + c, lanes) + s, lanes);
     });
 
-    const double n = rows, share = n / (part.count + n), both = part.count * share;
+    const double n = rows, per_row = 1 / n, share = n / (part.count + n), both = part.count * share;
     double* means = part.mean.get();
     double* sums = part.squares.get();
 #pragma omp simd
     for (int64_t c = 0; c < c_; ++c) {
-      const double correction = off[c] / n, delta = mean[c] + correction - means[c];
+      const double correction = off[c] * per_row, delta = mean[c] + correction - means[c];
       means[c] += delta * share;
       sums[c] += std::max(squares[c] - correction * correction * n, 0.0) + delta * delta * both;
     }
