@@ -16,6 +16,8 @@ def chain(operands, instructions, dtype=None):
     types = [torch_dtype(x) for x in operands]
     if any(t not in TYPES for t in types):
         raise Refused("a dtype that the kernel does not take")
+    if len(operands) > 16 or len(instructions) > 64:
+        raise Refused(f"{len(operands)} operands and {len(instructions)} instructions; the kernel takes 16 and 64")
     shape = torch.broadcast_shapes(*(tuple(x.shape) for x in operands))
     if dtype is None:
         dtype = types[0]

@@ -10,7 +10,8 @@ from .fuse_gate import activation
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "max", "minimum": "min"}
 _UNARY = {"exp", "log", "sqrt", "rsqrt", "sin", "cos", "neg", "abs", "square", "erf"}
 _CASTS = {"aten.to.dtype", "aten._to_copy.default"}
-_OPERANDS, _INSTRUCTIONS, _DIMENSIONS = 16, 60, 6
+# Of the kernel (math.h).
+_OPERANDS, _INSTRUCTIONS, _DIMENSIONS = 16, 64, 6
 
 
 class FuseChains(Rewrite):
@@ -23,8 +24,8 @@ class FuseChains(Rewrite):
         taken: set[torch.fx.Node] = set()
         for node in reversed(list(program.graph.nodes)):
             if node.op == "call_function" and node not in taken and _expressible(node):
-                chain = _Chain(program, node)
-                if chain.operands:
+                chain = _largest(program, node)
+                if chain is not None:
                     taken |= chain.nodes
                     with program.graph.inserting_before(node):
                         args = (chain.operands, chain.instructions(), value(node).dtype)
@@ -34,10 +35,20 @@ class FuseChains(Rewrite):
         return self
 
 
-class _Chain:
-    """The largest tree of elementwise ops of one shape that ends at a node."""
+def _largest(program: Program, root: torch.fx.Node) -> "_Chain | None":
+    """The largest chain that ends at `root` and that the kernel takes."""
+    for most in (_INSTRUCTIONS, 24, _OPERANDS - 1, 8, 4, 1):
+        chain = _Chain(program, root, most)
+        if 0 < len(chain.operands) <= _OPERANDS and len(chain.instructions()) <= _INSTRUCTIONS:
+            return chain
+    return None
 
-    def __init__(self, program: Program, root: torch.fx.Node):
+
+class _Chain:
+    """A tree of at most `most` elementwise ops of one shape that ends at a node."""
+
+    def __init__(self, program: Program, root: torch.fx.Node, most: int):
+        self._most = most
         self.operands: list[torch.fx.Node] = []
         self.nodes: set[torch.fx.Node] = set()
         self._program, self._shape = program, value(root).shape
@@ -49,7 +60,7 @@ class _Chain:
         root = not self.nodes
         inner = root or (
             value(node).shape == self._shape and sole_user(node) is not None and node not in self._program.outputs
-            and _expressible(node) and len(self.operands) < _OPERANDS - 2 and len(self._steps) < _INSTRUCTIONS - 4
+            and _expressible(node) and len(self.nodes) < self._most
         )  # fmt: skip
         if not inner:
             if node not in self.operands:

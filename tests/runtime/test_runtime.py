@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from diffusers_oneflow import compile, detach, engine, explain
+from diffusers_oneflow import OneFlowConfig, compile, detach, engine, explain
 
 RACE = """
 import oneflow, torch, diffusers_oneflow
@@ -25,6 +25,10 @@ def test_calls_are_right_when_oneflow_was_imported_first():
     assert engine.native().race_waits() >= 0
 
 
+# The kernel pack would make one op of a whole chain.
+UNFUSED = OneFlowConfig(kernels="oneflow")
+
+
 class Chain(torch.nn.Module):
     """`length` steps over a (n,) tensor, none of which can be left out."""
 
@@ -40,7 +44,7 @@ class Chain(torch.nn.Module):
 
 @torch.no_grad()
 def test_activations_are_reused():
-    module = compile(Chain(40))
+    module = compile(Chain(40), UNFUSED)
     module(torch.ones(100_000))
     (graph,) = explain(module, show=False)["Chain"].graphs
     assert graph.unplanned_bytes > 40 * 400_000
@@ -49,7 +53,7 @@ def test_activations_are_reused():
 
 @torch.no_grad()
 def test_graphs_that_share_the_arena_do_not_disturb_each_other():
-    small, large = compile(Chain(5)), compile(Chain(9))
+    small, large = compile(Chain(5), UNFUSED), compile(Chain(9), UNFUSED)
     x, y = torch.linspace(0, 1, 50), torch.linspace(0, 1, 5000)
     expected = Chain(5)(x), Chain(9)(y)
     for _ in range(5):
@@ -60,7 +64,7 @@ def test_graphs_that_share_the_arena_do_not_disturb_each_other():
 @torch.no_grad()
 def test_the_arena_shrinks_with_its_largest_graph():
     before = engine.native().arena_bytes()
-    module = compile(Chain(3))
+    module = compile(Chain(3), UNFUSED)
     module(torch.ones(30_000_000))
     assert engine.native().arena_bytes() > before + 100_000_000
     detach(module)
@@ -82,7 +86,7 @@ def allocated() -> int:
 def test_dropped_graphs_leave_little_behind():
     ops, used = 200, []
     for _ in range(6):
-        module = compile(Chain(ops // 2))
+        module = compile(Chain(ops // 2), UNFUSED)
         module(torch.ones(10))
         detach(module)
         used.append(allocated())

@@ -3,6 +3,7 @@
 #include "guard.h"
 #include "leftovers.h"
 #include "race.h"
+#include "watch.h"
 
 namespace {
 
@@ -51,6 +52,13 @@ PyObject* ArenaBytes(PyObject*, PyObject*) { return PyLong_FromSize_t(dfo::Arena
 
 PyObject* RaceWaits(PyObject*, PyObject*) { return PyLong_FromLong(dfo::RaceWaits()); }
 
+// Takes the type, which may be nullptr.
+bool AddType(PyObject* self, const char* name, PyObject* type) {
+  if (type != nullptr && PyModule_AddObject(self, name, type) == 0) { return true; }
+  Py_XDECREF(type);
+  return false;
+}
+
 PyMethodDef methods[] = {
     {"install", Install, METH_NOARGS, "Redirect OneFlow's calls: (race cure, arena, leftovers) are installed."},
     {"begin_graph", BeginGraph, METH_O, "begin_graph(id): this thread compiles that graph until end_graph()."},
@@ -71,9 +79,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock On
 PyMODINIT_FUNC PyInit__native() {
   PyObject* self = PyModule_Create(&module);
   if (self == nullptr) { return nullptr; }
-  PyObject* type = dfo::MakeDictWatchType();
-  if (type == nullptr || PyModule_AddObject(self, "DictWatch", type) < 0) {
-    Py_XDECREF(type);
+  if (!AddType(self, "DictWatch", dfo::MakeDictWatchType()) || !AddType(self, "WriteWatch", dfo::MakeWriteWatchType())) {
     Py_DECREF(self);
     return nullptr;
   }
