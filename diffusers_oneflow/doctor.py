@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from . import engine, plugin
 from .errors import EngineUnavailable
+from .kernels import loader
 
 PACKAGES = (
     "diffusers_oneflow", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "protobuf",
@@ -62,4 +63,10 @@ def _engine() -> list[Finding]:
         gpu = Finding("CUDA", "not usable: OneFlow 0.9.0 is built for CUDA 11.7 and sees no device under this driver")
     else:
         gpu = Finding("CUDA", "not usable: this machine has no NVIDIA driver")
-    return [Finding("OneFlow", "loads"), Finding("CPU", f"usable, {os.cpu_count()} cores"), gpu]
+    return [Finding("OneFlow", "loads"), Finding("CPU", f"usable, {os.cpu_count()} cores"), _pack(), gpu]
+
+
+def _pack() -> Finding:
+    if reason := loader.refusal():
+        return Finding("kernel pack", "not usable: models run on OneFlow's own, slower kernels, in float32 only", reason)
+    return Finding("kernel pack", f"usable, {loader.instruction_set()}")

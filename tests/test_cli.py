@@ -81,6 +81,7 @@ def test_doctor_finds_the_engine(run):
     assert found["oneflow"] == "0.9.0"
     assert "registered" in found["backend 'oneflow'"]
     assert "usable" in found["CPU"]
+    assert found["kernel pack"].startswith("usable, avx")
 
 
 def test_doctor_says_what_is_wrong(run, monkeypatch):
@@ -96,7 +97,7 @@ def test_explain_and_parity_of_a_folder(run, tiny):
     report = run("explain", tiny, "--steps", 1, "--size", 16, "--json")
     assert report.exit_code == 0, report.output
     parts = json.loads(report.stdout)
-    assert parts["unet"]["graphs"][0]["ops"]["aten.conv2d.default"] > 5
+    assert parts["unet"]["graphs"][0]["ops"]["oneflow.conv2d.default"] > 5
     assert not any(part["fallbacks"] for part in parts.values())
     numbers = run("parity", tiny, "--steps", 1, "--size", 16, "--json")
     assert numbers.exit_code == 0, numbers.output
@@ -105,7 +106,7 @@ def test_explain_and_parity_of_a_folder(run, tiny):
 
 def test_the_table_of_explain_names_the_parts(run, tiny):
     text = run("explain", tiny, "--steps", 1, "--size", 16).output
-    for part in ("text_encoder", "unet", "vae.decoder", "0 fallbacks", "capture", "aten.conv2d.default"):
+    for part in ("text_encoder", "unet", "vae.decoder", "0 fallbacks", "capture", "oneflow.conv2d.default", "dfo_convolution"):
         assert part in text
 
 
