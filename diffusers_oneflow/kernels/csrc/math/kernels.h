@@ -6,7 +6,8 @@ namespace dfo::math {
 
 void GroupNorm(Type type, const void* x, const void* weight, const void* bias, void* y, int64_t n, int64_t positions,
                int64_t channels, int64_t groups, double eps, Act act, bool channels_last);
-void LayerNorm(Type type, const void* x, const void* weight, const void* bias, void* y, int64_t rows, int64_t columns, double eps);
+void LayerNorm(Type type, const void* x, const void* weight, const void* bias, void* y, int64_t rows, int64_t columns,
+               double eps);
 void RmsNorm(Type type, const void* x, const void* weight, void* y, int64_t rows, int64_t columns, double eps);
 void Softmax(Type type, const void* x, void* y, int64_t rows, int64_t columns);
 void Gated(Type type, const void* x, void* y, int64_t rows, int64_t columns, Act act, bool gate_first);

@@ -23,7 +23,8 @@ void ScaleRow(const T* x, const T* weight, const T* bias, T* y, int64_t columns,
 
 }  // namespace
 
-void LayerNorm(Type type, const void* x, const void* weight, const void* bias, void* y, int64_t rows, int64_t columns, double eps) {
+void LayerNorm(Type type, const void* x, const void* weight, const void* bias, void* y, int64_t rows, int64_t columns,
+               double eps) {
   WithType(type, [&](auto tag) {
     using T = decltype(tag);
     ForRanges(rows, rows * columns, [&](int64_t begin, int64_t end) {

@@ -38,8 +38,7 @@ inline F MaxOrB(F a, F b) { return _mm512_max_ps(a, b); }
 inline F Sqrt(F a) { return _mm512_sqrt_ps(a); }
 inline F Round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F Abs(F a) { return _mm512_abs_ps(a); }
-inline F CopySign(F a, F sign) { return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-    _mm512_castps_si512(a), _mm512_castps_si512(sign), _mm512_set1_epi32(INT32_MIN), 0xD8)); }
+inline F CopySign(F a, F sign) { return _mm512_or_ps(Abs(a), _mm512_and_ps(Set(-0.0f), sign)); }
 // a * 2^n for an integral n, rounded once.
 inline F Scale(F a, F n) { return _mm512_scalef_ps(a, n); }
 inline bool AllWithin(F a, float limit) { return _mm512_cmp_ps_mask(Abs(a), Set(limit), _CMP_LE_OQ) == 0xFFFF; }
