@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "oneflow", "diffusers", "transformers", "diffusers_oneflow", "numpy")
+_PACKAGES = ("torch", "oneflow", "openvino", "diffusers", "transformers", "diffusers_oneflow", "numpy")
 
 
 @dataclass(frozen=True)

@@ -119,22 +119,29 @@ def _quiet(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
 
 
 def unet_inputs(module: UNet2DConditionModel, latent: int, tokens: int = 77, batch: int = BATCH, seed: int = 1) -> tuple:
-    """``(args, kwargs)`` of one step at ``latent x latent``, just as Stable Diffusion's pipeline passes them."""
+    """``(args, kwargs)`` of one step at ``latent x latent``, just as Stable Diffusion's pipeline passes them.
+
+    The same numbers in every dtype, rounded to that of `module`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randn(batch, module.config.in_channels, latent, latent, generator=generator)
-    text = torch.randn(batch, tokens, module.config.cross_attention_dim, generator=generator)
+    sample = torch.randn(batch, module.config.in_channels, latent, latent, generator=generator).to(module.dtype)
+    text = torch.randn(batch, tokens, module.config.cross_attention_dim, generator=generator).to(module.dtype)
     options = {"timestep_cond": None, "cross_attention_kwargs": None, "added_cond_kwargs": None, "return_dict": False}
     return (sample, torch.tensor(500)), {"encoder_hidden_states": text, **options}
 
 
 def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | None = None):
     """One seeded image of `PROMPT` as a float array (height, width, 3) in 0..1; `size` in pixels."""
+    # Drawn here: the pipeline would draw other numbers in another dtype.
+    latent = size // pipe.vae_scale_factor if size else pipe.unet.config.sample_size
+    shape = 1, pipe.unet.config.in_channels, latent, latent
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(pipe.unet.dtype)
     made = pipe(
         PROMPT,
         num_inference_steps=steps,
         height=size,
         width=size,
-        generator=torch.Generator().manual_seed(seed),
+        latents=noise,
         output_type="np",
     )
     return made.images[0]
@@ -146,6 +153,7 @@ def cases(pipe: StableDiffusionPipeline, latent: int, steps: int) -> dict[str, C
     args, kwargs = unet_inputs(pipe.unet, latent, tokens)
     ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
     latents = torch.randn(1, pipe.vae.config.latent_channels, latent, latent, generator=torch.Generator().manual_seed(2))
+    latents = latents.to(pipe.vae.dtype)
     size = latent * pipe.vae_scale_factor
     found = {
         "unet step": lambda: pipe.unet(*args, **kwargs)[0],

@@ -7,12 +7,21 @@ from collections.abc import Iterable, Iterator
 
 PEERS = {
     "oneflow": "OneFlow graphs by this package",
+    "oneflow-packed": "the same with packed copies of the weights",
+    "oneflow-own-kernels": "the same on OneFlow's own kernels alone",
     "torch": "torch eager, contiguous",
     "torch-channels-last": "torch eager, channels_last weights",
+    "torch-autocast": "torch eager, float32 weights under torch.autocast to bfloat16",
     "torch-compile": "torch.compile, default options",
     "torch-compile-freezing": "torch.compile with inductor's freezing (constant weights, packed)",
+    "openvino": "OpenVINO on the CPU, static shapes",
 }
 DEFAULT = ("oneflow", "torch", "torch-channels-last", "torch-compile")
+DTYPES = ("float32", "bfloat16")
+# What differs from the default options of the backend.
+ONEFLOW = {"oneflow": {}, "oneflow-packed": {"weights": "packed"}, "oneflow-own-kernels": {"kernels": "oneflow"}}
+# They keep float32 weights and inputs, and compute in bfloat16 themselves.
+_CAST_INSIDE = ("torch-autocast", "openvino")
 
 
 @contextlib.contextmanager
@@ -30,23 +39,33 @@ def environment(peer: str) -> Iterator[None]:
         yield
 
 
-def check(peer: str):
-    """Raise ValueError for an unknown peer."""
+def check(peer: str, dtype: str | None = None):
+    """Raise ValueError for an unknown peer, and for one that does not compute in `dtype`."""
     if peer not in PEERS:
         raise ValueError(f"unknown peer {peer!r}; there are {', '.join(PEERS)}")
+    if peer == "torch-autocast" and dtype == "float32":
+        raise ValueError("torch-autocast is a peer for bfloat16 alone")
 
 
-def prepare(peer: str, modules: Iterable):
-    """Let stock torch modules (a UNet, a text encoder, a whole VAE) run as `peer` does."""
+def cast(peer: str, pipe, dtype: str):
+    """Give the float32 models of `pipe` the dtype in which `peer` wants them to compute in `dtype`."""
     import torch
 
-    check(peer)
+    if dtype != "float32" and peer not in _CAST_INSIDE:
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.to(getattr(torch, dtype))
+
+
+def prepare(peer: str, modules: Iterable, dtype: str = "float32"):
+    """Let stock torch modules (a UNet, a text encoder, a whole VAE), as `cast` leaves them, run as `peer` does."""
+    import torch
+
+    check(peer, dtype)
     for module in modules:
-        if peer == "oneflow":
+        if peer in ONEFLOW:
             import diffusers_oneflow
 
-            # An error instead of a fallback: a figure must not be torch's under OneFlow's name.
-            diffusers_oneflow.compile(module, diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
+            diffusers_oneflow.compile(module, _config(peer))
         elif peer == "torch-channels-last":
             module.to(memory_format=torch.channels_last)
         elif peer.startswith("torch-compile"):
@@ -54,16 +73,37 @@ def prepare(peer: str, modules: Iterable):
                 import torch._inductor.config
 
                 torch._inductor.config.freezing = True
-            # Pipelines call vae.decode, which only calls the decoder as a module.
-            for part in (module.encoder, module.decoder) if hasattr(module, "decode") else (module,):
+            for part in _parts(module):
                 part.compile()
+        elif peer == "torch-autocast":
+            for part in _parts(module):
+                part.forward = torch.autocast("cpu", torch.bfloat16)(part.forward)
+        elif peer == "openvino":
+            from . import openvino_peer
+
+            for part in _parts(module):
+                openvino_peer.attach(part, getattr(torch, dtype))
+    if peer == "torch-autocast":
+        # As if autocast were on outside as well: weights stay cast from call to call, as they do between an image's steps.
+        torch.autocast_increment_nesting()
 
 
-def prepare_pipeline(peer: str, pipe):
-    """Let a Stable Diffusion pipeline run as `peer` does, as a user would ask for it."""
-    if peer == "oneflow":
-        import diffusers_oneflow
-
-        pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
+def prepare_pipeline(peer: str, pipe, dtype: str = "float32"):
+    """Let a Stable Diffusion pipeline, as `cast` leaves it, run as `peer` does, as a user would ask for it."""
+    if peer in ONEFLOW:
+        check(peer, dtype)
+        pipe.to(backend="oneflow", backend_config=_config(peer))
     else:
-        prepare(peer, (pipe.unet, pipe.vae, pipe.text_encoder))
+        prepare(peer, (pipe.unet, pipe.vae, pipe.text_encoder), dtype)
+
+
+def _config(peer: str):
+    import diffusers_oneflow
+
+    # An error instead of a fallback: a figure must not be torch's under OneFlow's name.
+    return diffusers_oneflow.OneFlowConfig(fallback="error", progress=False, **ONEFLOW[peer])
+
+
+def _parts(module) -> tuple:
+    """What is called as a module: pipelines call vae.decode, which only calls the decoder as one."""
+    return (module.encoder, module.decoder) if hasattr(module, "decode") else (module,)

@@ -21,7 +21,7 @@ def speed(report: dict, path: Path):
     for panel, case in zip(panels[:, 0], cases, strict=True):
         _bars(panel, case, {peer: report["peers"][peer]["cases"].get(case) for peer in peers})
     machine = report["machine"]
-    title = f"{report['model']}, latent {report['latent']}x{report['latent']}, {machine['cores']} cores"
+    title = f"{report['model']}, {report['dtype']}, latent {report['latent']}x{report['latent']}, {machine['cores']} cores"
     figure.suptitle(f"{title}: median of {report['repeats']} rounds", fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
@@ -37,7 +37,7 @@ def _bars(panel, case: str, measured: dict[str, dict | None]):
         seconds, against = result["seconds"], result["ratio_to_torch"]
         spread = [[1000 * (seconds.median - seconds.low)], [1000 * (seconds.high - seconds.median)]]
         panel.barh(
-            place, 1000 * seconds.median, xerr=spread, color=_OURS if peer == "oneflow" else _OTHERS, height=0.7,
+            place, 1000 * seconds.median, xerr=spread, color=_OURS if peer.startswith("oneflow") else _OTHERS, height=0.7,
             error_kw={"lw": 1, "capsize": 2},
         )  # fmt: skip
         label = f"  {1000 * seconds.median:.1f} ms" + (f", {against.median:.2f}x torch" if against else "")
@@ -50,3 +50,30 @@ def _bars(panel, case: str, measured: dict[str, dict | None]):
     panel.margins(x=0.28)
     panel.set_xlim(left=0)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def profile(title: str, report: dict, path: Path):
+    """A bar per kernel and op with its milliseconds, its share of the call, and how fast it moves and computes."""
+    rows = report["kernels"]
+    figure, panel = pyplot.subplots(figsize=(9, 1.2 + 0.3 * (len(rows) + 1)))
+    labels = [f"{row['kernel']} ({row['op']}) x{row['count']}" for row in rows]
+    values = [row["ms"] for row in rows]
+    panel.barh(range(len(rows) + 1), [*values, max(0.0, report["rest_ms"])], color=[*[_OURS] * len(rows), _OTHERS], height=0.7)
+    for place, row in enumerate(rows):
+        rates = [f"{row[key]:.0f} {unit}" for key, unit in _RATES.items() if row[key]]
+        panel.text(row["ms"], place, "  " + ", ".join([f"{row['share']:.1%}", *rates]), va="center", fontsize=8)
+    panel.set_yticks(range(len(rows) + 1), [*labels, "outside of the pack"], fontsize=8)
+    panel.invert_yaxis()
+    panel.set_xlabel("ms per call", fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.margins(x=0.3)
+    panel.set_xlim(left=0)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title(f"{title}: {report['call_ms'].median:.1f} ms", fontsize=10, loc="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    print(f"wrote {path}")
+
+
+_RATES = {"gb_per_second": "GB/s", "gflop_per_second": "GFLOP/s"}

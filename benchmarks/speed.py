@@ -11,11 +11,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from . import common
+from . import bars, common
 from .children import Child, ChildFailed
-from .peers import DEFAULT, PEERS, environment, prepare_pipeline
+from .peers import DEFAULT, DTYPES, ONEFLOW, PEERS, cast, check, environment, prepare_pipeline
 
 BASELINE = "torch"
+WORDS = ("unet", "text", "vae", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Job:
         steps: steps of the whole pipeline.
         pipeline: whether the whole pipeline is measured too.
         repeats: rounds.
+        dtype: of models and inputs: "float32" or "bfloat16".
+        only: the cases' first words ("unet", "text", "vae", "pipeline"); none of them: all.
     """
 
     model: str
@@ -35,6 +38,8 @@ class Job:
     steps: int
     pipeline: bool
     repeats: int
+    dtype: str = "float32"
+    only: tuple[str, ...] = ()
 
 
 @dataclass
@@ -48,6 +53,7 @@ class PeerResult:
         peak_bytes: largest resident size of its process, compilation included.
         threads: what torch says of its thread pool there.
         failure: why it has no (more) results.
+        failures: case -> why it has no results in that case alone.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -56,6 +62,7 @@ class PeerResult:
     peak_bytes: int = 0
     threads: int = 0
     failure: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 class Subject:
@@ -67,9 +74,10 @@ class Subject:
         from . import models
 
         pipe = models.pipeline(job.model)
-        prepare_pipeline(peer, pipe)
+        cast(peer, pipe, job.dtype)
+        prepare_pipeline(peer, pipe, job.dtype)
         found = models.cases(pipe, job.latent, job.steps)
-        self.cases = {name: call for name, call in found.items() if job.pipeline or not name.startswith("pipeline")}
+        self.cases = {name: call for name, call in found.items() if _wanted(name, job)}
         self.threads = torch.get_num_threads()
 
     def first(self, case: str):
@@ -78,7 +86,7 @@ class Subject:
         result = self.cases[case]()
         seconds = time.perf_counter() - start
         self.cases[case]()
-        return seconds, result.numpy()
+        return seconds, result.float().numpy()
 
     def turn(self, case: str) -> float:
         """Seconds per call of one turn."""
@@ -92,8 +100,21 @@ def _serve(channel, peer: str, job: Job):
         channel.send(("ready", (list(subject.cases), subject.threads)))
         while (request := channel.recv()) is not None:
             action, case = request
-            channel.send(("done", getattr(subject, action)(case)))
+            try:
+                channel.send(("done", getattr(subject, action)(case)))
+            except Exception as error:
+                channel.send(("failed", f"{type(error).__name__}: {error}"))
         return common.peak_bytes()
+
+
+def _wanted(case: str, job: Job) -> bool:
+    if job.only:
+        return case.startswith(job.only)
+    return job.pipeline or not case.startswith("pipeline")
+
+
+class CaseFailed(RuntimeError):
+    """A peer cannot do a case; it may do others."""
 
 
 class _Remote:
@@ -104,12 +125,17 @@ class _Remote:
         self.cases, self.threads = self._child.receive()[1]
 
     def first(self, case: str):
-        self._child.send(("first", case))
-        return self._child.receive()[1]
+        return self._ask("first", case)
 
     def turn(self, case: str) -> float:
-        self._child.send(("turn", case))
-        return self._child.receive()[1]
+        return self._ask("turn", case)
+
+    def _ask(self, *request: str):
+        self._child.send(request)
+        kind, value = self._child.receive()
+        if kind == "failed":
+            raise CaseFailed(value)
+        return value
 
     def close(self) -> int:
         self._child.send(None)
@@ -126,7 +152,11 @@ class _Local(Subject):
 
 
 def measure(job: Job, peers: list[str], together: bool = False) -> dict[str, PeerResult]:
-    """Run `job` on all `peers`; one that fails is left out from there on, and its result says why."""
+    """Run `job` on all `peers`.
+
+    A peer that fails in a case is left out of the rest of that case, one whose process has died of all that
+    follows; its result says why.
+    """
     results = {peer: PeerResult() for peer in peers}
     subjects = {}
     for peer in peers:
@@ -138,14 +168,14 @@ def measure(job: Job, peers: list[str], together: bool = False) -> dict[str, Pee
     for case in cases:
         outputs = {}
         for peer in _running(subjects, results):
-            with _failing(results[peer]):
+            with _failing(results[peer], case):
                 results[peer].first[case], outputs[peer] = subjects[peer].first(case)
                 print(f"{case}: first call of {peer} took {results[peer].first[case]:.2f} s", flush=True)
         for peer in outputs if BASELINE in outputs else ():
             results[peer].error[case] = _error(outputs[peer], outputs[BASELINE])
-        turns = {peer: _turn(subjects[peer], results[peer], case) for peer in _running(subjects, results)}
+        turns = {peer: _turn(subjects[peer], results[peer], case) for peer in outputs}
         for peer, seconds in common.interleave(turns, job.repeats).items() if turns else ():
-            if not results[peer].failure:
+            if not results[peer].failure and case not in results[peer].failures:
                 results[peer].seconds[case] = seconds
     for peer in _running(subjects, results):
         with _failing(results[peer]):
@@ -159,9 +189,9 @@ def _running(subjects: dict, results: dict[str, PeerResult]) -> list[str]:
 
 def _turn(subject, result: PeerResult, case: str):
     def turn() -> float:
-        if result.failure:
+        if result.failure or case in result.failures:
             return math.nan
-        with _failing(result):
+        with _failing(result, case):
             return subject.turn(case)
         return math.nan
 
@@ -169,19 +199,22 @@ def _turn(subject, result: PeerResult, case: str):
 
 
 class _failing:
-    """Keeps a peer's failure as its result."""
+    """Keeps a peer's failure as its result: in `case` alone, if there is one and the peer's process still lives."""
 
-    def __init__(self, result: PeerResult):
-        self._result = result
+    def __init__(self, result: PeerResult, case: str | None = None):
+        self._result, self._case = result, case
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace) -> bool:
-        if error is None or not isinstance(error, (ChildFailed, RuntimeError)):
+        if not isinstance(error, Exception):
             return False
-        self._result.failure = str(error)
-        print(self._result.failure, file=sys.stderr, flush=True)
+        if self._case is None or isinstance(error, ChildFailed):
+            self._result.failure = str(error)
+        else:
+            self._result.failures[self._case] = str(error)
+        print(error, file=sys.stderr, flush=True)
         return True
 
 
@@ -210,8 +243,11 @@ def as_json(job: Job, results: dict[str, PeerResult]) -> dict:
             "peak_bytes": result.peak_bytes,
             "torch_threads": result.threads,
             "failure": result.failure.strip() or None,
+            "case_failures": result.failures,
         }
-    return {"model": job.model, "latent": job.latent, "steps": job.steps, "repeats": job.repeats, "peers": peers}
+    job_json = {"model": job.model, "dtype": job.dtype, "latent": job.latent, "steps": job.steps, "repeats": job.repeats}
+    job_json["only"] = job.only
+    return {**job_json, "peers": peers}
 
 
 def show(report: dict):
@@ -225,11 +261,13 @@ def show(report: dict):
             else:
                 rows.append((name, "failed", "", "", "", ""))
         columns = ("peer", "ms: median (quartiles)", "x torch: median (quartiles)", "compile s", "error", "peak MB")
-        title = f"{report['model']}, latent {report['latent']}x{report['latent']}: {case}"
+        title = f"{report['model']}, {report['dtype']}, latent {report['latent']}x{report['latent']}: {case}"
         common.table(title, columns, rows, f"{report['repeats']} rounds; compile s = first call less the median")
     for name, peer in report["peers"].items():
         if peer["failure"]:
             print(f"{name} failed: {peer['failure'].splitlines()[-1]}")
+        for case, failure in peer["case_failures"].items():
+            print(f"{name} failed in {case}: {(failure.strip() or 'no message').splitlines()[0]}")
 
 
 def _cells(case: dict) -> tuple[str, ...]:
@@ -243,33 +281,47 @@ def _cells(case: dict) -> tuple[str, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 1 if a peer failed."""
+    """The command line; 1 if a peer failed or a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("demo", "sd15"), default="demo")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of models and inputs")
     parser.add_argument("--latent", type=int, help="latent size (default: 16 for demo, 32 for sd15)")
     parser.add_argument("--steps", type=int, default=10, help="steps of the whole pipeline")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--peers", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(PEERS)}")
+    parser.add_argument("--only", default="", help=f"cases by their first words, comma-separated, of {', '.join(WORDS)}")
     parser.add_argument("--pipeline", action="store_true", help="sd15: time the whole pipeline too (demo always does)")
     parser.add_argument("--together", action="store_true", help="all peers in one process")
+    parser.add_argument("--judge", choices=tuple(ONEFLOW), default="oneflow", help="the peer that must keep to the bars")
     parser.add_argument("--out", help="folder or .json file for the results; a plot is written beside it")
     options = parser.parse_args(argv)
     peers = options.peers.split(",")
-    if unknown := [p for p in peers if p not in PEERS]:
-        parser.error(f"unknown peers {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    try:
+        for peer in peers:
+            check(peer, options.dtype)
+    except ValueError as error:
+        parser.error(str(error))
     latent = options.latent or {"demo": 16, "sd15": 32}[options.model]
-    job = Job(options.model, latent, options.steps, options.pipeline or options.model == "demo", options.repeats)
+    pipeline = options.pipeline or options.model == "demo"
+    only = tuple(filter(None, options.only.split(",")))
+    if unknown := [word for word in only if word not in WORDS]:
+        parser.error(f"unknown cases {', '.join(unknown)}; there are {', '.join(WORDS)}")
+    job = Job(options.model, latent, options.steps, pipeline, options.repeats, options.dtype, only)
     machine = common.machine()
     report = as_json(job, measure(job, peers, options.together))
     show(report)
-    report = {"machine": machine, "together": options.together, **report}
-    name = f"speed-{job.model}-{job.latent}" + ("-together" if options.together else "")
+    bars.show(report)
+    judged = bars.judge(report, options.judge)
+    report = {"machine": machine, "together": options.together, **report, "bars": judged}
+    name = f"speed-{job.model}-{job.latent}" + ("" if job.dtype == "float32" else f"-{job.dtype}")
+    name += "-together" if options.together else ""
     path = common.write(name, report, options.out)
     if path is not None:
         from .plots import speed
 
         speed(report, path.with_suffix(".png"))
-    return int(any(peer["failure"] for peer in report["peers"].values()))
+    failed = any(peer["failure"] or peer["case_failures"] for peer in report["peers"].values())
+    return int(failed or not all(bar["passed"] for bar in judged))
 
 
 if __name__ == "__main__":
