@@ -34,7 +34,8 @@ def _beside_oneflow(name: str, folder: Path, package: Path, libraries: list[str]
     linked = [next(where.glob(f"{library}-*.so*")).name for library in libraries]
     return Extension(
         name,
-        sources=sorted(map(str, folder.glob("*.cpp"))),
+        # Both redirect calls of liboneflow.
+        sources=sorted({*map(str, folder.glob("*.cpp")), str(RUNTIME / "plt.cpp")}),
         depends=sorted(map(str, folder.rglob("*.h"))),
         # OneFlow's headers come last: they hold copies of old system headers. It is built with the old ABI.
         extra_compile_args=[

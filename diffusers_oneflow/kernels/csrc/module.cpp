@@ -38,6 +38,7 @@ PyObject* Load(PyObject*, PyObject* arg) {
   }
   dfo::SetMath(reinterpret_cast<const dfo::math::Table* (*)()>(math)(),
                reinterpret_cast<const dfo::math::Products* (*)()>(products)());
+  dfo::InstallYield();  // without it everything is right, but slower
   PyObject* names = PyList_New(0);
   for (const std::string& name : dfo::RegisterKernels()) {
     PyObject* item = PyUnicode_FromString(name.c_str());

@@ -30,6 +30,10 @@ std::string Serve();
 // From now on work is queued for Serve(). To be called before the graph is started.
 void Open();
 
+// Lets OneFlow's scheduler sleep while Serve() works. It waits for a graph by calling sched_yield() in a loop, a third
+// thread that takes its share of two busy cores: a quarter of the time of a UNet's step. False if that call is not found.
+bool InstallYield();
+
 // Whether to measure each kernel (Profile), and what was measured since: nanoseconds in order of execution.
 void SetProfiling(bool on);
 

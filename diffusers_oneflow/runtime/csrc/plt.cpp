@@ -1,5 +1,6 @@
 #include "plt.h"
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
 #include <sys/mman.h>
@@ -58,9 +59,11 @@ int Visit(dl_phdr_info* info, size_t, void* data) {
     const ElfW(Rela)& relocation = tables.relocations[i];
     const ElfW(Sym)& symbol = tables.symbols[ELF64_R_SYM(relocation.r_info)];
     if (std::strcmp(tables.strings + symbol.st_name, request->symbol) != 0) { continue; }
-    // The slot may still hold the lazy binding stub, so the original comes from the symbol table.
-    if (symbol.st_value == 0) { return 1; }
-    request->original = reinterpret_cast<void*>(info->dlpi_addr + symbol.st_value);
+    // The slot may still hold the lazy binding stub, so the original comes from the symbol table, or from whoever
+    // else defines it.
+    request->original = symbol.st_value == 0 ? dlsym(RTLD_DEFAULT, request->symbol)
+                                             : reinterpret_cast<void*>(info->dlpi_addr + symbol.st_value);
+    if (request->original == nullptr) { return 1; }
     Write(reinterpret_cast<void**>(info->dlpi_addr + relocation.r_offset), request->replacement);
     return 1;
   }
