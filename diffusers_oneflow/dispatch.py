@@ -15,7 +15,7 @@ from . import engine, hoisting, interop, passes, progress, signature
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
-from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed
+from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
 from .structure import Interned, Structure
@@ -97,8 +97,12 @@ class Dispatcher:
         while reason is None:
             entry = self._entry(module, structure, call)
             if isinstance(entry, Entry):
-                with contextlib.suppress(GraphClosed):
+                try:
                     return self._run(entry, call)
+                except GraphClosed:
+                    continue
+                except KernelFailed as failed:
+                    reason = f"a kernel refused its input: {failed}"
             else:
                 reason = entry
         return self._fall_back(module, reason, args, kwargs)

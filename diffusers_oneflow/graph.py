@@ -54,6 +54,10 @@ class Place:
     bytes: int
 
 
+class KernelFailed(Exception):
+    """A kernel refused its input, an index out of range say: torch has the right error for it."""
+
+
 class GraphClosed(Exception):
     """The graph was dropped between being found and being run; look for it again."""
 
@@ -136,6 +140,7 @@ class CompiledGraph:
 
         Raises:
             GraphClosed: another thread has dropped the graph.
+            KernelFailed: a kernel refused its input.
         """
         inputs = [interop.dense(tensors[i]) for i in self._inputs]
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs.specs]
@@ -382,10 +387,16 @@ def _graph_class():
             if self.serves:
                 pack.open()
             run_graph.RunLazyNNGraph(convert_to_tensor_tuple(tensors), results, self._state_tensor_tuple, self._c_nn_graph)
-            if self.serves:
-                pack.serve()
+            failure = None
+            try:
+                if self.serves:
+                    pack.serve()
+            except RuntimeError as error:  # what a kernel says against its input
+                failure = error
             run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
             sync()
+            if failure is not None:
+                raise KernelFailed(str(failure))
 
         def forget_source(self):
             """Drop what only building needs."""

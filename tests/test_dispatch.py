@@ -401,3 +401,15 @@ def test_a_module_is_freed_with_its_last_reference(block):
     del module
     gc.collect()
     assert gone() is None and inner() is not None
+
+
+@torch.no_grad()
+def test_an_index_out_of_range_raises_torchs_error_and_the_graph_goes_on():
+    module = attached(torch.nn.Embedding(10, 4))
+    ids = torch.tensor([1, 2, 3])
+    assert torch.equal(module(ids), reference(module, ids))
+    with pytest.raises(IndexError):
+        module(torch.tensor([1, 99, 3]))
+    with pytest.raises(IndexError):
+        module(torch.tensor([-11, 2, 3]))
+    assert torch.equal(module(ids), reference(module, ids))
