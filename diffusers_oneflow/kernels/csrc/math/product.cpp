@@ -19,7 +19,7 @@ constexpr int64_t kDepth = 288;
 constexpr int kVectors = kColumns / kWidth;
 // As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
 constexpr int kRows = kWidth == 16 ? 12 : 3;
-constexpr int64_t kCache = 512 * 1024;  // bytes of x, and of results, that stay in the second-level cache
+constexpr int64_t kCache = 768 * 1024;  // bytes of x, and of results, that stay in the second-level cache
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -228,8 +228,9 @@ class Part {
 
   void Run() {
     if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return; }
-    // As many rows as fit with their block of x; as many columns as then fit with their results.
-    const int64_t rows = std::max<int64_t>(1, std::min(last_row_ - first_row_, kCache / (kDepth * 4)) / kRows) * kRows;
+    // Even parts of the rows whose block of x fits; as many columns as then fit with their results.
+    const int64_t all = last_row_ - first_row_, parts = CeilDiv(all * kDepth * 4, kCache);
+    const int64_t rows = CeilDiv(CeilDiv(all, parts), kRows) * kRows;
     const int64_t group = std::max<int64_t>(1, kCache / (rows * kColumns * 4) / (half_ ? 2 : 1));
     const int64_t panels = std::min(group, last_panel_ - first_panel_) * (half_ ? 2 : 1);
     static thread_local Scratch scratch;
