@@ -241,7 +241,7 @@ class Dispatcher:
         if native and self._store is None:
             from .kernels.weights import WeightStore
 
-            self._store = WeightStore(self.config.weights == "packed")
+            self._store = WeightStore(self.config.weights)
         return self._store if native else None
 
     def _bind(self, structure: Structure, store, program: Program) -> dict[str, interop.Weight]:

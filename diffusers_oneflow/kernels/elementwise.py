@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..lowering.registry import Refused
-from ..lowering.types import torch_dtype
+from ..lowering.types import cast, torch_dtype
 from ..passes.native_ops import CODES
 from .lowering import native
 from .node import ACTIVATIONS, TYPES, node
@@ -31,6 +31,11 @@ def chain(operands, instructions, dtype=None):
         number = ACTIVATIONS[value] if code == "act" else value
         params += [CODES.index(code), a, b, float(number)]
     return node("dfo_chain", operands, shape, dtype, *params)
+
+
+@native("oneflow.additive_mask.default")
+def additive_mask(mask, dtype):
+    return chain([cast(mask, torch.float32)], [("log", 0, 0, 0.0)], dtype)
 
 
 def _strides(given, shape) -> list[int]:

@@ -25,11 +25,13 @@ class WeightStore:
     """The weights of one module's graphs; graphs of several shapes share what they can.
 
     Args:
-        packs: keep a packed copy of what convolutions and linear layers read; False lets them read torch's own.
+        weights: of `OneFlowConfig`: of what there are packed copies.
     """
 
-    def __init__(self, packs: bool):
-        self.packs = packs
+    def __init__(self, weights: str = "auto"):
+        self._packs = {"auto": (torch.bfloat16, torch.float16), "shared": ()}.get(
+            weights, (torch.float32, torch.bfloat16, torch.float16)
+        )
         self._slots: dict[tuple, int] = {}
         self._packed: dict[tuple, _Packed] = {}
         self._kept: list[torch.Tensor] = []
@@ -52,7 +54,7 @@ class WeightStore:
         Args:
             weight: (oc, c, kh, kw) of a convolution or (out, in) of a linear layer, any strides.
         """
-        return self._slot(("filter", id(weight)), weight, _pack_filter) if self.packs else -1
+        return self._slot(("filter", id(weight)), weight, _pack_filter) if weight.dtype in self._packs else -1
 
     def convolution(self, weight, stride, padding, dilation, groups, image: list[int]) -> int:
         """The slot of a convolution's weight for oneDNN; `image` is the input's (n, c, h, w)."""
@@ -68,7 +70,7 @@ class WeightStore:
         return self._slot(("linear", id(weight)), weight, lambda w: torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows))
 
     def _slot(self, key: tuple, tensor: torch.Tensor, pack) -> int:
-        if pack is None or not self.packs:
+        if pack is None or tensor.dtype not in self._packs:
             key = ("plain", id(tensor))
         if key not in self._slots:
             slot = self._slots[key] = next(_numbers)

@@ -19,6 +19,10 @@ class FuseAttention(Rewrite):
     linear layer without a transposition. Where an operand is not such a transposition, one is put in.
     """
 
+    def __init__(self):
+        super().__init__()
+        self._masks: dict[tuple, torch.fx.Node] = {}
+
     def visit(self, program: Program, node: torch.fx.Node):
         if op_name(node) != "aten.scaled_dot_product_attention.default" or not is_native(node):
             return
@@ -32,7 +36,7 @@ class FuseAttention(Rewrite):
             self.why_not(node, "dropout, or queries in groups")
         elif len({s[:2] for s in shapes}) > 1 or len({s[3] for s in shapes}) > 1:
             self.why_not(node, "batches, heads or head sizes differ")
-        elif mask is not None and (value(mask).dtype != value(q).dtype or causal):
+        elif mask is not None and (value(mask).dtype not in (torch.bool, value(q).dtype) or causal):
             self.why_not(node, f"a mask of {value(mask).dtype} beside {value(q).dtype}, or one with is_causal")
         else:
             self._fuse(program, node, (q, k, v), mask, causal, scale)
@@ -41,11 +45,20 @@ class FuseAttention(Rewrite):
         b, heads, m, d = value(node).shape
         dtype = value(node).dtype
         with program.graph.inserting_before(node):
+            if mask is not None and value(mask).dtype == torch.bool:
+                mask = self._additive(program, mask, dtype)
             rows = [self._rows(program, x) for x in operands]
             made = emit(program, native_ops.attention, (*rows, mask, heads, causal, scale), (b, m, heads * d), dtype, node)
             split = emit(program, _aten.view.default, (made, [b, m, heads, d]), (b, m, heads, d), dtype, node)
             back = emit(program, _aten.permute.default, (split, [0, 2, 1, 3]), (b, heads, m, d), dtype, node)
         self.replace(program, node, back)
+
+    def _additive(self, program, mask, dtype):
+        """A bool mask as what is added to the scores, once for all layers."""
+        key = mask, dtype
+        if key not in self._masks:
+            self._masks[key] = emit(program, native_ops.additive_mask, (mask, dtype), value(mask).shape, dtype, mask)
+        return self._masks[key]
 
     @staticmethod
     def _rows(program, x):

@@ -65,6 +65,12 @@ def attention(q, k, v, mask, heads, causal, scale):
     return made.transpose(1, 2).flatten(2)
 
 
+@custom_op("oneflow.additive_mask.default")
+def additive_mask(mask, dtype):
+    """0 where a bool mask lets a key take part, -inf where not."""
+    return torch.log(mask.to(torch.float32)).to(dtype)
+
+
 _CODES = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum,
     "add_scalar": lambda a, v: a + v, "mul_scalar": lambda a, v: a * v, "rsub_scalar": lambda a, v: v - a,

@@ -177,7 +177,7 @@ class _Builder:
 
     def compiled(self, native: bool) -> CompiledGraph:
         program = Program(self.graph, list(self.inputs), {n: n for n in self.weights}, {}, self.outputs, None)
-        store = WeightStore(packs=False) if native else None
+        store = WeightStore("shared") if native else None
         bound = {}
         for name, tensor in self.weights.items():
             view, order = interop.flow_view(tensor)

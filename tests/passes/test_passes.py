@@ -105,3 +105,21 @@ def test_a_fused_op_computes_what_its_parts_did():
     from diffusers_oneflow.passes.quick_gelu import quick_gelu
 
     assert torch.equal(quick_gelu(X), X * torch.sigmoid(1.702 * X))
+
+
+@torch.no_grad()
+def test_a_bool_mask_goes_into_the_attention_kernel():
+    import diffusers_oneflow
+    from diffusers_oneflow import OneFlowConfig, explain
+
+    class Masked(torch.nn.Module):
+        def forward(self, q, mask):
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q, mask)
+
+    q = torch.randn(2, 3, 7, 8)
+    module = diffusers_oneflow.compile(Masked(), OneFlowConfig(fallback="error"))
+    for mask in (torch.ones(7, 7).tril().bool(), torch.rand(2, 1, 1, 7) > 0.3):
+        mask[..., 0] = True
+        torch.testing.assert_close(module(q, mask), module._call_impl(q, mask), rtol=1e-5, atol=1e-6)
+    kernels = explain(module, show=False)["Masked"].graphs[0].kernels
+    assert kernels["oneflow.attention.default"] == {"dfo_flash_attention": 1}

@@ -15,7 +15,7 @@ namespace {
 // The packed filter consists of panels of kColumns columns; a panel of blocks of at most kDepth numbers per column, in
 // the order (channels of the block, a few at a time), tap, channel; a row of a block has one number for each column.
 constexpr int64_t kColumns = 32;
-constexpr int64_t kDepth = 288;
+constexpr int64_t kDepth = 144;
 constexpr int kVectors = kColumns / kWidth;
 // As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
 constexpr int kRows = kWidth == 16 ? 12 : 3;
@@ -26,8 +26,9 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // How the c channels and the taps of a filter fall into blocks.
 struct Blocks {
   explicit Blocks(const Filter& f) : taps(f.kh * f.kw), c(f.c) {
+    // Even parts, of a multiple of 4 channels where there are more.
     channels = std::max<int64_t>(1, kDepth / taps);
-    if (channels > 4) { channels -= channels % 4; }
+    if (channels >= 4) { channels = std::min(channels / 4 * 4, CeilDiv(CeilDiv(c, CeilDiv(c, channels / 4 * 4)), 4) * 4); }
     count = CeilDiv(c, channels);
   }
   int64_t Channels(int64_t block) const { return std::min(channels, c - block * channels); }
