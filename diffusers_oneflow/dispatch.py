@@ -21,6 +21,8 @@ from .passes import hoist
 from .structure import Interned, Structure
 
 _tracing = threading.local()
+# Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
+_WORTH_HOISTING = 32 << 20
 
 
 @dataclass
@@ -202,7 +204,8 @@ class Dispatcher:
                 rewritten = time.perf_counter()
                 tensors = _tensors(call, opened)
                 store = self._prepare(native)
-                prologues = hoist.split(program) if native and self.config.hoist else []
+                wanted = native and self.config.hoist is not False
+                prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
                 bind = functools.partial(self._bind, structure, store)
                 hoisted = hoisting.build(prologues, program, bind, tensors, store)
                 graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)

@@ -28,7 +28,7 @@ class Conditioned(torch.nn.Module):
 @pytest.fixture
 def module():
     torch.manual_seed(0)
-    return diffusers_oneflow.compile(Conditioned().eval(), OneFlowConfig(fallback="error"))
+    return diffusers_oneflow.compile(Conditioned().eval(), OneFlowConfig(fallback="error", hoist=True))
 
 
 def runs(module) -> list[int]:
@@ -84,7 +84,7 @@ def test_zero_with_another_sign_is_other_content(module):
 @torch.no_grad()
 def test_a_write_to_a_weight_is_seen(name, weights):
     torch.manual_seed(0)
-    module = diffusers_oneflow.compile(Conditioned().eval(), OneFlowConfig(fallback="error", weights=weights))
+    module = diffusers_oneflow.compile(Conditioned().eval(), OneFlowConfig(fallback="error", weights=weights, hoist=True))
     args = arguments()
     same(module, *args)
     before = module(*args)
@@ -104,7 +104,7 @@ def test_noise_is_never_hoisted():
         def forward(self, x, prompt):
             return x + self.linear(prompt + torch.rand_like(prompt))
 
-    module = diffusers_oneflow.compile(Noisy().eval())
+    module = diffusers_oneflow.compile(Noisy().eval(), OneFlowConfig(hoist=True))
     x, prompt = torch.randn(2, 4), torch.randn(2, 4)
     assert not torch.equal(module(x, prompt), module(x, prompt))
 

@@ -26,12 +26,15 @@ class Prologue:
     results: list[str]
 
 
-def split(program: Program) -> list[Prologue]:
+def split(program: Program, least: int = 0) -> list[Prologue]:
     """Move what does not depend on the program's first input (the latents) into prologues, in place.
 
     There is one for each set of inputs that such values depend on; what several of them need, each computes. The rest
     reads their results as constants, whose memory whoever runs the prologues fills. Programs of one input, or whose
     prologues would hold nothing heavy, stay whole.
+
+    Args:
+        least: bytes of weights that a prologue must read to be worth it; noticing that nothing has changed costs 1 ms.
     """
     if len(program.inputs) < 2:
         return []
@@ -40,7 +43,7 @@ def split(program: Program) -> list[Prologue]:
     for node in program.graph.nodes:
         if node.op == "call_function" and needs[node] and program.inputs[0] not in needs[node]:
             groups.setdefault(needs[node], []).append(node)
-    groups = {inputs: nodes for inputs, nodes in groups.items() if _worthwhile(program, nodes)}
+    groups = {inputs: nodes for inputs, nodes in groups.items() if _worthwhile(program, nodes, least)}
     while True:
         inside = {node for nodes in groups.values() for node in nodes}
         results = {inputs: _results(nodes, inside) for inputs, nodes in groups.items()}
@@ -58,7 +61,10 @@ def split(program: Program) -> list[Prologue]:
     return prologues
 
 
-def _worthwhile(program: Program, nodes: list) -> bool:
+def _worthwhile(program: Program, nodes: list, least: int) -> bool:
+    weights = {i for n in nodes for i in n.all_input_nodes if i.op == "placeholder" and i.name in program.weights}
+    if sum(value(w).numel() * value(w).dtype.itemsize for w in weights) < least:
+        return False
     noisy = any(word in op_name(n) for n in nodes for word in RANDOM)
     # An output of the whole program would have to be copied, and an empty tensor cannot be kept.
     kept = any(n in program.outputs for n in nodes)
