@@ -91,6 +91,8 @@ class WeightStore:
     def watch(self):
         """From here on notice writes to what there are packed copies of."""
         if len(self._packed) != len(self._watched):
+            # A new watch knows nothing of what was written before it.
+            self.refresh()
             self._watched = list(self._packed.values())
             self._watch = engine.native().WriteWatch([(p.source.data_ptr(), _span(p.source)) for p in self._watched])
 

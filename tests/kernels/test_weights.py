@@ -114,3 +114,21 @@ def test_weights_that_move_are_packed_anew():
     same(module, x)
     module.load_state_dict({k: torch.randn_like(v) for k, v in module.state_dict().items()}, assign=True)
     same(module, x)
+
+
+class Branches(Layers):
+    """Reads the linear layer only for more than one image."""
+
+    def forward(self, x):
+        made = self.conv(x).mean((2, 3))
+        return self.linear(made) if len(x) > 1 else made
+
+
+@torch.no_grad()
+def test_a_write_before_another_graph_packs_more_is_not_forgotten():
+    module = attached(Branches(), weights="packed")
+    one, two = torch.randn(1, 3, 6, 6), torch.randn(2, 3, 6, 6)
+    same(module, one)
+    into_data(module.conv.weight)
+    same(module, two)
+    same(module, one)
