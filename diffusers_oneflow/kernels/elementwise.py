@@ -1,14 +1,12 @@
 """The pack's lowering of elementwise chains, and of elementwise ops that stand alone."""
 
-import math
-
 import torch
 
 from ..lowering.registry import Refused
 from ..lowering.types import cast, torch_dtype
 from ..passes.native_ops import CODES
 from .lowering import native
-from .node import ACTIVATIONS, TYPES, node
+from .node import ACTIVATIONS, TYPES, broadcast_strides, node
 
 
 @native("oneflow.chain.default")
@@ -25,7 +23,7 @@ def chain(operands, instructions, dtype=None):
             dtype = torch.promote_types(dtype, other)
     params: list = [list(shape), TYPES[dtype], len(operands)]
     for x, kind in zip(operands, types):
-        params += [TYPES[kind], _strides(x.shape, shape)]
+        params += [TYPES[kind], broadcast_strides(x.shape, shape)]
     params.append(len(instructions))
     for code, a, b, value in instructions:
         number = ACTIVATIONS[value] if code == "act" else value
@@ -36,9 +34,3 @@ def chain(operands, instructions, dtype=None):
 @native("oneflow.additive_mask.default")
 def additive_mask(mask, dtype):
     return chain([cast(mask, torch.float32)], [("log", 0, 0, 0.0)], dtype)
-
-
-def _strides(given, shape) -> list[int]:
-    """The strides in elements by which a dense tensor of shape `given` is read as one of `shape`."""
-    given = [1] * (len(shape) - len(given)) + list(given)
-    return [0 if g == 1 else math.prod(given[i + 1 :]) for i, g in enumerate(given)]

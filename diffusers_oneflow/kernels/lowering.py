@@ -11,7 +11,7 @@ import torch
 from ..interop import Weight, flow_tensor
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype
-from .node import ACTIVATIONS, TYPES, node
+from .node import ACTIVATIONS, TYPES, broadcast_strides, node
 from .weights import filter_sizes
 
 _TABLE: dict[str, Callable] = {}
@@ -149,12 +149,8 @@ def attention(q, k, v, mask, heads, causal, scale):
         if _dtype(mask) != dtype:
             raise Refused("a mask of another dtype")
         inputs.append(mask)
-        sizes = (*([1] * (4 - mask.ndim)), *mask.shape)
-        # Read by stride 0 where it is broadcast.
-        dense = [math.prod(sizes[i + 1 :]) for i in range(4)]
-        whole = (b, heads, m, n)
-        strides = [0 if s == 1 else dense[i] for i, s in enumerate(sizes)]
-        sizes = whole
+        sizes = (b, heads, m, n)
+        strides = broadcast_strides(mask.shape, sizes)
     return node(
         "dfo_flash_attention", inputs, (b, m, width), dtype, b, m, n, heads, d, [m * width, width, d], [n * width, width, d],
         [n * width, width, d], causal, scale, TYPES[dtype], sizes, strides,

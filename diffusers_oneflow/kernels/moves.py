@@ -7,7 +7,7 @@ import torch
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype
 from .lowering import native
-from .node import TYPES, node
+from .node import TYPES, dense_strides, node
 
 
 def view(x, shape):
@@ -28,10 +28,6 @@ def strided(x, shape, strides, offset=0):
     if len(shape) > 8:
         raise Refused("more than 8 dimensions")
     return node("dfo_copy", [x], shape, dtype, dtype.itemsize, offset, list(shape), list(strides))
-
-
-def _dense(shape) -> list[int]:
-    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
 def _some(x):
@@ -73,7 +69,7 @@ def permute(self, dims):
     # Dimensions of one element may go anywhere.
     if [d for d in dims if self.shape[d] != 1] == [d for d in range(self.ndim) if self.shape[d] != 1]:
         return view(_some(self), shape)
-    dense = _dense(self.shape)
+    dense = dense_strides(self.shape)
     return strided(_some(self), shape, [dense[d] for d in dims])
 
 
@@ -94,7 +90,7 @@ def expand(self, size, *, implicit=False):
     size = [shape[i] if s == -1 else s for i, s in enumerate(size)]
     if math.prod(size) == math.prod(shape):
         return view(_some(self), size)
-    dense = _dense(shape)
+    dense = dense_strides(shape)
     return strided(_some(self), size, [dense[i] if shape[i] == s else 0 for i, s in enumerate(size)])
 
 
@@ -114,7 +110,7 @@ def _part(x, dim, begin, length, step=1):
     shape[dim] = length
     if math.prod(shape) == 0:
         raise Refused("an empty tensor")
-    strides = _dense(x.shape)
+    strides = dense_strides(x.shape)
     offset = begin * strides[dim]
     strides[dim] *= step
     return strided(x, shape, strides, offset)

@@ -1,5 +1,6 @@
 """Puts ops of the pack into the graph that OneFlow is building."""
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -48,3 +49,14 @@ def node(kind: str, inputs: Sequence, shape: Sequence[int], dtype: torch.dtype, 
     made.append(kind)
     _pack.add_node(kind, tensors, tuple(shape), _DTYPES[dtype], values)
     return tensors[len(inputs)]
+
+
+def dense_strides(shape: Sequence[int]) -> list[int]:
+    """The strides, in elements, of a dense tensor."""
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def broadcast_strides(given: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """The strides by which a dense tensor of shape `given` is read as one of `shape`: 0 where it is broadcast."""
+    given = [1] * (len(shape) - len(given)) + list(given)
+    return [0 if size == 1 else stride for size, stride in zip(given, dense_strides(given))]

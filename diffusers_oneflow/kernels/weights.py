@@ -18,7 +18,6 @@ class _Packed:
     slot: int
     source: torch.Tensor
     pack: Callable[[torch.Tensor], torch.Tensor]
-    nbytes: int
 
 
 class WeightStore:
@@ -42,7 +41,7 @@ class WeightStore:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed copies."""
-        return sum(p.nbytes for p in self._packed.values())
+        return sum(p.source.nbytes for p in self._packed.values())
 
     def plain(self, tensor: torch.Tensor) -> int:
         """The slot of a tensor as it is: writes into it are seen."""
@@ -79,7 +78,7 @@ class WeightStore:
             if key[0] == "plain":
                 _set(slot, tensor)
             else:
-                self._packed[key] = _Packed(slot, tensor, pack, tensor.nbytes)
+                self._packed[key] = _Packed(slot, tensor, pack)
                 self._fill(self._packed[key])
         return self._slots[key]
 

@@ -7,6 +7,7 @@ import torch
 from ..capture import Program, op_name
 from . import native_ops
 from .base import Rewrite, emit, is_native, value
+from .simplify_views import dims_of
 
 _aten = torch.ops.aten
 # Elementwise: the layout of what they read is that of what they make.
@@ -144,12 +145,7 @@ class ChannelsLast(Rewrite):
     def _permute(self, program, node):
         x = node.args[0]
         ndim = value(node).ndim
-        if op_name(node) == "aten.permute.default":
-            dims = [d % ndim for d in node.args[1]]
-        else:
-            dims = list(range(ndim))
-            a, b = (d % ndim for d in node.args[1:3])
-            dims[a], dims[b] = dims[b], dims[a]
+        dims = dims_of(node)
         if x in self._last:
             dims = [_position(d, ndim) for d in dims]
             x = self._last[x]
