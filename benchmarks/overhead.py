@@ -69,7 +69,6 @@ def measure(latent: int, rounds: int) -> dict:
     import torch
 
     import diffusers_oneflow
-    from diffusers_oneflow import interop
     from diffusers_oneflow.backend import dispatcher_of
 
     from . import models
@@ -84,9 +83,8 @@ def measure(latent: int, rounds: int) -> dict:
         (entry,) = dispatcher.entries
         tensors = [*args, kwargs["encoder_hidden_states"]]
         # The graph run alone: OneFlow tensors made before, nothing copied, nothing allocated.
-        made = [torch.empty(shape, dtype=dtype) for shape, dtype in entry.graph._outputs.specs]
-        given = [interop.to_flow(interop.dense(tensors[i])) for i in entry.graph._inputs]
-        results = [interop.to_flow(t) for t in made]
+        results = [result for _, result, _ in entry.graph._outputs.leave()]
+        given = entry.graph._inputs.enter(tensors)
         graph, run = entry.graph._graph, entry.graph._graph.run
 
         def whole():

@@ -124,9 +124,6 @@ class Dispatcher:
             call = signature.flatten((args, kwargs), open_numbers=True)
         except signature.Unkeyable as error:
             return str(error), None, None
-        for tensor in call.tensors:
-            if reason := interop.refusal(tensor):
-                return reason, None, None
         if torch.is_autocast_enabled("cpu"):
             return "torch.autocast is on", None, None
         structure = self._structure_now(module)
@@ -160,12 +157,14 @@ class Dispatcher:
 
     def _entry(self, module, structure: Structure, call: signature.Flat) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
-        shapes = tuple((tuple(t.shape), t.dtype) for t in call.tensors)
-        base = (structure.token, call.spec, shapes, torch.get_default_dtype())
+        tensors = tuple([(type(t), t.shape, t.dtype, t.device, t.layout) for t in call.tensors])
+        base = (structure.token, call.spec, tensors, torch.get_default_dtype())
         with self._lock:
             opened = self._open(base, call.numbers)
             key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
             entry = self._graphs.get(key)
+            if entry is None and (reason := next(filter(None, map(interop.refusal, call.tensors)), None)):
+                return reason
             if entry is None and opened and call.numbers:
                 entry = self._build(module, structure, call, True)
                 if not isinstance(entry, Entry):
@@ -284,8 +283,9 @@ class Dispatcher:
 def _is_traced() -> bool:
     """Whether torch traces the calling thread: then the trace must see torch's ops."""
     # torch.export's sign is set for the whole process; only its thread has a dispatch mode as well.
-    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_dynamo_compiling() or exporting or torch._C._get_tracing_state() is not None
+    if torch._C._len_torch_dispatch_stack() > 0 and torch.compiler.is_compiling():
+        return True
+    return torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _tensors(call: signature.Flat, opened: bool) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from . import engine, interop
 from .capture import Program, is_bookkeeping, op_name, where
 from .errors import OneFlowError, Refused, Unsupported
 from .kernels import loader
+from .ports import Inputs, Outputs
 
 # OneFlow builds one graph at a time ("cur job not leave"), and the graphs' activations share one arena,
 # so graphs neither build nor run side by side.
@@ -83,20 +84,18 @@ class CompiledGraph:
         self._noted: list[Place] = []
         self.store = store
         self._id = next(_ids)
-        self._outputs = _Outputs(program)
-        self._inputs = [i for i, name in enumerate(program.inputs) if _used(program, name)]
-        if not self._inputs or not self._outputs.computed:
+        self._inputs, self._outputs = Inputs(program, examples), Outputs(program)
+        if not self._inputs.names or not self._outputs.computed:
             raise Unsupported("a graph", "no output depends on an input tensor")
-        inputs = [interop.to_flow(interop.dense(examples[i])) for i in self._inputs]
         with ENGINE_LOCK:
-            self._build(program, weights, inputs, stage, store is not None)
+            self._build(program, weights, self._inputs.enter(examples), stage, store is not None)
             if store is not None:
                 store.watch()
         self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
         self._finalizer.atexit = False
 
     def _build(self, program, weights, inputs, stage, use_pack):
-        names = [program.inputs[i] for i in self._inputs]
+        names = self._inputs.names
         ran = functools.partial(self._note, use_pack)
         graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage, use_pack, ran))
         native = engine.native()
@@ -142,15 +141,14 @@ class CompiledGraph:
             GraphClosed: another thread has dropped the graph.
             KernelFailed: a kernel refused its input.
         """
-        inputs = [interop.dense(tensors[i]) for i in self._inputs]
-        made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs.specs]
         with ENGINE_LOCK:
             if not self._finalizer.alive:
                 raise GraphClosed
             if self.store is not None:
                 self.store.refresh()
-            self._graph.run(list(map(interop.to_flow, inputs)), list(map(interop.to_flow, made)))
-        return self._outputs.collect(tensors, made)
+            leaving = self._outputs.leave()
+            self._graph.run(self._inputs.enter(tensors), [result for _, result, _ in leaving])
+            return self._outputs.collect(tensors, leaving)
 
     def close(self):
         """Free the graph's memory now."""
@@ -168,32 +166,6 @@ def _release(graph, graph_id: int):
 def _bytes(node: torch.fx.Node) -> int:
     made = node.meta.get("val")
     return made.nbytes if isinstance(made, torch.Tensor) else 0
-
-
-def _used(program: Program, name: str) -> bool:
-    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
-    return any(user.op != "output" for user in node.users)
-
-
-class _Outputs:
-    """Which outputs the graph computes, and which are an input handed back."""
-
-    def __init__(self, program: Program):
-        index = {name: i for i, name in enumerate(program.inputs)}
-        self.computed: list[torch.fx.Node] = []
-        self._sources = []
-        for node in program.outputs:
-            if node.name in index:
-                self._sources.append(("input", index[node.name]))
-                continue
-            if node not in self.computed:
-                self.computed.append(node)
-            self._sources.append(("made", self.computed.index(node)))
-        values = [node.meta["val"] for node in self.computed]
-        self.specs = [(tuple(v.shape), v.dtype) for v in values]
-
-    def collect(self, inputs, made):
-        return [inputs[i] if source == "input" else made[i] for source, i in self._sources]
 
 
 def _chain(graph) -> list[str]:

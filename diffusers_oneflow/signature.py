@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+_COMMON = frozenset((bool, str, type(None)))
 _PLAIN = (bool, int, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
 
 
@@ -54,6 +55,8 @@ def flatten(value, open_numbers: bool = False) -> Flat:
 
 def _describe(value, flat: Flat, open_depth: int) -> tuple:
     kind = type(value)
+    if kind in _COMMON:
+        return ("plain", kind, value)
     if isinstance(value, torch.Tensor):
         flat.tensors.append(value)
         return ("tensor", len(flat.tensors) - 1)

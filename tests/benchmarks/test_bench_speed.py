@@ -110,7 +110,7 @@ def test_peers():
 
 @pytest.mark.parametrize(
     ("peer", "weights", "kernels"),
-    [("oneflow", "shared", "native"), ("oneflow-packed", "packed", "native"), ("oneflow-own-kernels", "shared", "oneflow")],
+    [("oneflow", "auto", "native"), ("oneflow-packed", "packed", "native"), ("oneflow-own-kernels", "auto", "oneflow")],
 )
 def test_forms_of_oneflow(peer, weights, kernels):
     layer = torch.nn.Linear(4, 4)

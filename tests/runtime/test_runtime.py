@@ -94,15 +94,79 @@ def test_dropped_graphs_leave_little_behind():
     assert (used[-1] - used[1]) / 4 / ops < 4096
 
 
+def watch(dicts=(), lists=(), objects=(), types=(), tensors=()):
+    handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, tensors))
+    return engine.native().StructureWatch(dicts, lists, objects, types, handles)
+
+
 def test_a_watch_sees_every_write():
-    watch_of = engine.native().DictWatch
     first, second = {"a": 1}, {}
-    watch = watch_of((first, second))
-    assert not watch.changed()
+    watching = watch((first, second))
+    assert not watching.changed()
     first.get("a")
-    assert not watch.changed()
+    assert not watching.changed()
     second["b"] = 2
-    assert watch.changed()
-    assert not watch_of((first, second)).changed()
+    assert watching.changed()
+    assert not watch((first, second)).changed()
     with pytest.raises(TypeError, match="sequence of dictionaries"):
-        watch_of([[]])
+        watch([[]])
+    with pytest.raises(ValueError, match="PyCapsule"):
+        engine.native().StructureWatch((), (), (), (), [1])
+
+
+@pytest.mark.parametrize(
+    "change", [list.clear, list.reverse, lambda items: items.append(3), lambda items: items.__setitem__(0, 7)]
+)
+def test_a_watch_sees_other_items(change):
+    items = [1, "two"]
+    watching = watch(lists=[[], items])
+    assert not watching.changed()
+    change(items)
+    assert watching.changed()
+
+
+def test_a_watch_sees_another_forward():
+    class Base(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    class Derived(Base):
+        pass
+
+    watching = watch(types=[Derived, torch.nn.Linear])
+    assert not watching.changed()
+    Base.extra = 1
+    assert not watching.changed()
+    Base.forward = lambda self, x: -x
+    assert watching.changed()
+
+
+def test_a_watch_sees_other_types():
+    class Other(torch.nn.Linear):
+        pass
+
+    layer = torch.nn.Linear(2, 2)
+    watching = watch(objects=[layer])
+    assert not watching.changed()
+    layer.__class__ = Other
+    assert watching.changed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: setattr(t, "data", t.data.clone()),
+        lambda t: t.resize_(3, 4),
+        lambda t: t.t_(),
+        lambda t: t.unsqueeze_(0),
+        lambda t: t.set_(t.new_empty(4, 4)),
+    ],
+)
+def test_a_watch_sees_other_layouts(change):
+    tensors = [torch.ones(2), torch.ones(4, 4), torch.ones(())]
+    watching = watch(tensors=tensors)
+    tensors[1] += 1
+    assert not watching.changed()
+    change(tensors[1])
+    assert watching.changed()
+    assert not watch(tensors=tensors).changed()

@@ -1,4 +1,6 @@
 // The Python module diffusers_oneflow.runtime._native. Import it after oneflow.
+#include <cstring>
+
 #include "arena.h"
 #include "guard.h"
 #include "leftovers.h"
@@ -52,6 +54,13 @@ PyObject* ArenaBytes(PyObject*, PyObject*) { return PyLong_FromSize_t(dfo::Arena
 
 PyObject* RaceWaits(PyObject*, PyObject*) { return PyLong_FromLong(dfo::RaceWaits()); }
 
+PyObject* CopyBytes(PyObject*, PyObject* args) {
+  unsigned long long to = 0, from = 0, bytes = 0;
+  if (!PyArg_ParseTuple(args, "KKK", &to, &from, &bytes)) { return nullptr; }
+  std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+  Py_RETURN_NONE;
+}
+
 // Takes the type, which may be nullptr.
 bool AddType(PyObject* self, const char* name, PyObject* type) {
   if (type != nullptr && PyModule_AddObject(self, name, type) == 0) { return true; }
@@ -67,6 +76,7 @@ PyMethodDef methods[] = {
     {"drop_registers", DropRegisters, METH_O, "drop_registers(job name): free the registers of a graph whose C++ object is gone."},
     {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
+    {"copy_bytes", CopyBytes, METH_VARARGS, "copy_bytes(to, from, bytes): addresses of memory that must not overlap."},
     {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -79,7 +89,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock On
 PyMODINIT_FUNC PyInit__native() {
   PyObject* self = PyModule_Create(&module);
   if (self == nullptr) { return nullptr; }
-  if (!AddType(self, "DictWatch", dfo::MakeDictWatchType()) || !AddType(self, "WriteWatch", dfo::MakeWriteWatchType())) {
+  if (!AddType(self, "StructureWatch", dfo::MakeStructureWatchType()) || !AddType(self, "WriteWatch", dfo::MakeWriteWatchType())) {
     Py_DECREF(self);
     return nullptr;
   }
