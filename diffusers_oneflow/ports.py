@@ -27,7 +27,8 @@ class Port:
         self._bytes, self._address = own.nbytes, own.data_ptr()
         self._copy = engine.native().copy_bytes
         self._spare: list[tuple[torch.Tensor, int]] = []
-        if self._bytes <= _KEPT_BYTES:
+        # What OneFlow has no tensors for, the build refuses, with the place.
+        if self._bytes <= _KEPT_BYTES and not interop.refusal(own):
             self._own, self._flow = own, interop.to_flow(own)
 
     def enter(self, tensor: torch.Tensor):
