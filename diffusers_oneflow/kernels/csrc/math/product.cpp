@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "functions.h"
 #include "parallel.h"
@@ -19,7 +20,12 @@ constexpr int64_t kDepth = 144;
 constexpr int kVectors = kColumns / kWidth;
 // As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
 constexpr int kRows = kWidth == 16 ? 12 : 3;
-constexpr int64_t kCache = 768 * 1024;  // bytes of x, and of results, that stay in the second-level cache
+// Bytes of x and of results that stay in the second-level cache while they are worked on.
+constexpr int64_t kCache = 1280 * 1024;
+// Nanoseconds, roughly: to gather a number of x, to read one of a packed filter, to pack one of a filter.
+constexpr double kGather = 0.1, kRead = 0.05, kPack = 0.25;
+// A larger filter is packed piece by piece, not as a whole before it is used.
+constexpr int64_t kPackedAtOnce = 64 << 20;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -200,6 +206,22 @@ void RunTile(int rows, const float* a, const float* b, int64_t depth, bool add, 
 #endif
 }
 
+// kKernel x kKernel pixels of kCount numbers each; `line` and `step` lead to the next row and the next pixel.
+template <int kKernel, int kCount>
+inline void CopyPixels(const float* __restrict from, int64_t line, int64_t step, float* __restrict to) {
+#pragma GCC unroll 3
+  for (int ky = 0; ky < kKernel; ++ky) {
+#pragma GCC unroll 3
+    for (int kx = 0; kx < kKernel; ++kx) {
+      const float* pixel = from + ky * line + kx * step;
+#pragma GCC unroll 2
+      for (int i = 0; i < kCount; i += kWidth) { Store(to + (ky * kKernel + kx) * kCount + i, Load(pixel + i, All{}), All{}); }
+    }
+    // The same pixels are wanted for the next block.
+    _mm_prefetch(reinterpret_cast<const char*>(from + ky * line + kCount), _MM_HINT_T1);
+  }
+}
+
 struct Free {
   void operator()(float* p) const { std::free(p); }
 };
@@ -227,13 +249,13 @@ class Part {
       : p_(p), f_(p.filter), blocks_(p.filter), half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
         first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
 
+  // Whether it reads the filter more than once.
+  bool Repeats() const { return Sizes().first < last_row_ - first_row_; }
+
   void Run() {
     if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return; }
-    // Even parts of the rows whose block of x fits; as many columns as then fit with their results.
-    const int64_t all = last_row_ - first_row_, parts = CeilDiv(all * kDepth * 4, kCache);
-    const int64_t rows = CeilDiv(CeilDiv(all, parts), kRows) * kRows;
-    const int64_t group = std::max<int64_t>(1, kCache / (rows * kColumns * 4) / (half_ ? 2 : 1));
-    const int64_t panels = std::min(group, last_panel_ - first_panel_) * (half_ ? 2 : 1);
+    const auto [rows, group] = Sizes();
+    const int64_t panels = group * (half_ ? 2 : 1);
     static thread_local Scratch scratch;
     a_ = scratch.Get((rows + kRows) * kDepth + panels * (rows + kRows) * kColumns + kDepth * kColumns);
     if (a_ == nullptr) { std::abort(); }
@@ -249,6 +271,23 @@ class Part {
 
  private:
   int64_t Tiles() const { return CeilDiv(count_, kRows); }
+
+  // How many rows and panels at a time: x is gathered once for every group of panels, the filter read once for every
+  // group of rows, and what belongs to both has to stay in the cache.
+  std::pair<int64_t, int64_t> Sizes() const {
+    const int64_t rows = last_row_ - first_row_, panels = last_panel_ - first_panel_;
+    std::pair<int64_t, int64_t> best{kRows, 1};
+    double least = 0;
+    for (int64_t groups = 1; groups <= panels; ++groups) {
+      const int64_t group = CeilDiv(panels, groups), columns = group * kColumns * (half_ ? 2 : 1);
+      const int64_t fit = std::max<int64_t>(kCache / 4 / (kDepth + columns), kRows), parts = CeilDiv(rows, fit);
+      const double cost = kGather * static_cast<double>(CeilDiv(panels, group) * rows) +
+                          (p_.packed == nullptr ? kPack : kRead) * static_cast<double>(parts * panels * kColumns);
+      if (groups == 1 || cost < least) { least = cost, best = {CeilDiv(CeilDiv(rows, parts), kRows) * kRows, group}; }
+      if (parts == 1) { break; }
+    }
+    return best;
+  }
 
   void Group(int64_t row, int64_t panel, int64_t panels) {
     const int64_t all = panels * (half_ ? 2 : 1);
@@ -294,23 +333,38 @@ class Part {
   void Gather(int64_t row, int64_t block) {
     const int64_t channels = blocks_.Channels(block);
     const float* x = p_.x + block * blocks_.channels;
+    const int64_t line = p_.dilation[0] * p_.w * f_.c, step = p_.dilation[1] * f_.c;
+    const bool common = f_.kh == 3 && f_.kw == 3 && channels == 16;
+    int64_t ox = row % p_.ow, oy = row / p_.ow % p_.oh, image = row / p_.ow / p_.oh;
     for (int64_t r = 0; r < count_; ++r) {
-      const int64_t pixel = row + r, ox = pixel % p_.ow, oy = pixel / p_.ow % p_.oh, image = pixel / p_.ow / p_.oh;
       float* to = a_ + r * kDepth;
-      for (int64_t ky = 0; ky < f_.kh; ++ky) {
-        const int64_t y = oy * p_.stride[0] - p_.padding[0] + ky * p_.dilation[0];
-        for (int64_t kx = 0; kx < f_.kw; ++kx, to += channels) {
-          const int64_t at = ox * p_.stride[1] - p_.padding[1] + kx * p_.dilation[1];
-          if (y < 0 || y >= p_.h || at < 0 || at >= p_.w) {
-            std::memset(to, 0, channels * sizeof(float));
-          } else {
-            std::memcpy(to, x + ((image * p_.h + y) * p_.w + at) * f_.c, channels * sizeof(float));
-          }
-        }
+      const int64_t top = oy * p_.stride[0] - p_.padding[0], left = ox * p_.stride[1] - p_.padding[1];
+      const float* from = x + ((image * p_.h + top) * p_.w + left) * f_.c;
+      if (common && top >= 0 && left >= 0 && top + 2 * p_.dilation[0] < p_.h && left + 2 * p_.dilation[1] < p_.w) {
+        CopyPixels<3, 16>(from, line, step, to);
+      } else {
+        CopyInside(from, top, left, line, step, channels, to);
+      }
+      if (++ox == p_.ow) {
+        ox = 0;
+        if (++oy == p_.oh) { oy = 0, ++image; }
       }
     }
     const int64_t end = Tiles() * kRows;
     if (count_ < end) { std::memset(a_ + count_ * kDepth, 0, (end - count_) * kDepth * sizeof(float)); }
+  }
+
+  // What of the pixels from (top, left) on is inside the image, and zeros.
+  void CopyInside(const float* from, int64_t top, int64_t left, int64_t line, int64_t step, int64_t channels, float* to) {
+    for (int64_t ky = 0; ky < f_.kh; ++ky) {
+      const int64_t y = top + ky * p_.dilation[0];
+      for (int64_t kx = 0; kx < f_.kw; ++kx, to += channels) {
+        const int64_t at = left + kx * p_.dilation[1];
+        const bool inside = y >= 0 && y < p_.h && at >= 0 && at < p_.w;
+        const float* pixel = from + ky * line + kx * step;
+        ForVectors(channels, [&](int64_t i, auto lanes) { Store(to + i, inside ? Load(pixel + i, lanes) : Set(0), lanes); });
+      }
+    }
   }
 
   // One row of results: what follows the product.
@@ -351,33 +405,49 @@ class Part {
   float *a_ = nullptr, *b_ = nullptr, *c_ = nullptr;
 };
 
+// The threads as a grid over rows and columns, (down, across): the one that leaves none with more than the others; of
+// equal ones the one that reads less (each row of threads reads the whole filter, each column all of x).
+std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels) {
+  const int64_t tiles = CeilDiv(rows, kRows);
+  int64_t across = 1;
+  double best = 0;
+  for (int64_t n = 1; n <= threads; ++n) {
+    if (threads % n != 0) { continue; }
+    const int64_t m = threads / n;
+    const double work = static_cast<double>(CeilDiv(panels, n)) * CeilDiv(tiles, m) * kRows * kColumns;
+    const double reads = static_cast<double>(m) * panels * kColumns + static_cast<double>(n) * rows;
+    const double cost = work + reads;
+    if (best == 0 || cost < best) { best = cost, across = n; }
+  }
+  return {threads / across, across};
+}
+
 void Run(const Product& p) {
-  const int64_t rows = p.batch * p.oh * p.ow;
+  const int64_t rows = p.batch * p.oh * p.ow, tiles = CeilDiv(rows, kRows);
   const int64_t panels = CeilDiv(p.filter.n, kColumns) / (p.gate == Act::kNone ? 1 : 2);
   const int64_t depth = p.filter.c * p.filter.kh * p.filter.kw;
   if (rows * panels * kColumns * depth < kEnough) {
     Part(p, 0, rows, 0, panels).Run();
     return;
   }
-#pragma omp parallel
-  {
-    // The threads as a grid over rows and columns: the one that leaves none with more than the others; of equal ones
-    // the one that reads less (each row of threads reads the whole filter, each column all of x).
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), tiles = CeilDiv(rows, kRows);
-    int64_t across = 1;
-    double best = 0;
-    for (int64_t n = 1; n <= threads; ++n) {
-      if (threads % n != 0) { continue; }
-      const int64_t m = threads / n;
-      const double work = static_cast<double>(CeilDiv(panels, n)) * CeilDiv(tiles, m) * kRows * kColumns;
-      const double reads = static_cast<double>(m) * panels * kColumns + static_cast<double>(n) * rows;
-      const double cost = work + reads;
-      if (best == 0 || cost < best) { best = cost, across = n; }
-    }
-    const int64_t down = threads / across, i = thread / across, j = thread % across;
+  Product product = p;
+  const auto part = [&](int64_t thread, std::pair<int64_t, int64_t> grid) {
+    const auto [down, across] = grid;
+    const int64_t i = thread / across, j = thread % across;
     const auto row = [&](int64_t k) { return std::min(rows, tiles * k / down * kRows); };
-    Part(p, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across).Run();
+    return Part(product, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across);
+  };
+  // A filter that would be packed more than once, by several threads or for several groups of rows, is packed before.
+  static thread_local Scratch whole;
+  const auto grid = Grid(omp_get_max_threads(), rows, panels);
+  if (p.packed == nullptr && PackedBytes(p.filter) <= kPackedAtOnce && (grid.first > 1 || part(0, grid).Repeats())) {
+    if (float* memory = whole.Get(PackedBytes(p.filter) / 4)) {
+      Pack(p.filter, memory);
+      product.packed = memory;
+    }
   }
+#pragma omp parallel
+  part(omp_get_thread_num(), Grid(omp_get_num_threads(), rows, panels)).Run();
 }
 
 const Products kProducts = {PackedBytes, Pack, Unpack, Run};
