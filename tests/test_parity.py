@@ -49,6 +49,14 @@ def test_the_bar_is_one_and_a_half_times_torch_with_a_floor(theirs, ours, passed
     assert parity.Component("x", near, near).passed
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_held_to_less(block, dtype):
+    found = parity.component(block.to(dtype), (torch.randn(1, 3, 8, 8, dtype=dtype),), {})
+    assert found.passed and found.factor == parity.HALF_FACTOR
+    assert found.torch.rms > 1e-4
+    assert not parity.Component("x", found.torch, parity.Error(1.3 * found.torch.rms, 0.0), found.factor).passed
+
+
 def test_a_module_is_left_as_it_was(block):
     before = dict(block.__dict__)
     found = parity.component(block, (torch.randn(1, 3, 8, 8),), {})

@@ -29,7 +29,7 @@ class Products(ctypes.Structure):
         ("packed_bytes", ctypes.CFUNCTYPE(i64, ctypes.POINTER(Filter))),
         ("pack", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr)),
         ("unpack", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr, ptr)),
-        ("run", ctypes.CFUNCTYPE(None, ctypes.POINTER(Product))),
+        ("run", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Product))),
     )
 
 
@@ -74,7 +74,7 @@ def run(variant, x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(
     made = packed(table, weight) if pack else None
     y = Output((n, oh, ow, weight.shape[0] // (1 if gate == "none" else 2)), torch.float32)
     pair = lambda values: (i64 * 2)(*values)  # noqa: E731
-    table.run(ctypes.byref(Product(
+    assert table.run(ctypes.byref(Product(
         inputs[0].address, n, h, w, oh, ow, pair(stride), pair(padding), pair(dilation), filter_of(weight, address),
         made.address if made else None, *(t.address if t else None for t in inputs[1:]), ACTS.index(act), first,
         ACTS.index(gate), y.address,
@@ -133,8 +133,8 @@ def test_convolutions_of_any_shape(
 
 @settings(max_examples=80, deadline=None)
 @given(
-    variants, st.sampled_from([1, 2, 3, 11, 12, 13, 25, 190]), st.sampled_from([1, 7, 288, 289, 600]),
-    st.sampled_from([64, 128, 320]), st.sampled_from(ACTS[1:]), st.booleans(), st.booleans(), st.integers(0, 99),
+    variants, st.sampled_from([1, 2, 3, 11, 12, 13, 25, 77, 190]), st.sampled_from([1, 7, 288, 289, 600]),
+    st.sampled_from([64, 128, 320, 640]), st.sampled_from(ACTS[1:]), st.booleans(), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_gated_linear_layers(variant, rows, c, out, gate, biased, pack, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -152,6 +152,23 @@ def test_large_ones_on_all_threads(variant, shape):
     x, weight, bias = torch.randn(n, h, w, c), torch.randn(oc, c, k, k), torch.randn(oc)
     same = [check(variant, x, weight, bias, padding=(k // 2, k // 2), act="silu", pack=pack) for pack in (True, False)]
     assert torch.equal(*same), "packed or not makes a difference"
+
+
+@pytest.mark.parametrize("variant", available())
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 4, 4, 640, 320, 3), (2, 8, 8, 70, 100, 3), (1, 1, 77, 768, 320, 1), (1, 5, 5, 33, 2000, 2), (3, 14, 15, 64, 70, 1)],
+)
+def test_few_rows(variant, shape, last):
+    """Latents of 4 x 4, the tokens of a prompt: the weights, in either layout, weigh more than what they meet."""
+    n, h, w, c, oc, k = shape
+    generator = torch.Generator().manual_seed(n * c)
+    x, weight = torch.randn(n, h, w, c, generator=generator), torch.randn(oc, c, k, k, generator=generator) / (c * k * k) ** 0.5
+    weight = weight.contiguous(memory_format=torch.channels_last) if last else weight
+    bias, padding = torch.randn(oc, generator=generator), (k // 2, k // 2)
+    residual = torch.randn(reference(x, weight, None, (1, 1), padding, (1, 1), None, "none", True, "none").shape)
+    check(variant, x, weight, bias, padding=padding, residual=residual, act="silu", pack=False)
 
 
 @pytest.mark.parametrize("variant", available())

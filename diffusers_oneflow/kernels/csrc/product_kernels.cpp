@@ -1,4 +1,6 @@
 // Convolutions and linear layers in float32: math/product.h, on weights in slots.
+#include <stdexcept>
+
 #include "kernel.h"
 #include "math/product.h"
 #include "torch_c.h"
@@ -40,7 +42,7 @@ class Multiply final : public Kernel {
     product.bias = Data(bias_);
     product.residual = adds_ ? static_cast<const float*>(b.in[1]) : nullptr;
     product.y = static_cast<float*>(b.out);
-    ProductsMath().run(product);
+    if (!ProductsMath().run(product)) { throw std::runtime_error("out of memory"); }
   }
 
  private:

@@ -93,23 +93,24 @@ void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t blo
   const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
   const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
   const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
-  // Row of the block for the i-th number of a column in the order (channel, tap), torch's.
-  const auto row = [&](int64_t i) { return out + ((i % taps) * channels + i / taps) * kColumns; };
+  // Where the i-th number of a column, in the order (channel, tap), torch's, goes.
+  int64_t places[kDepth];
+  for (int64_t c = 0, i = 0; c < channels; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap, ++i) { places[i] = (tap * channels + c) * kColumns; }
+  }
   const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
   int64_t i = 0;
   if (torch_order && columns == kColumns) {
     for (; i + kWidth <= depth; i += kWidth) {
-      float* rows[kWidth];
-      for (int j = 0; j < kWidth; ++j) { rows[j] = row(i + j); }
       for (int64_t j = 0; j < kColumns; j += kWidth) {
-        Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return rows[k] + j; });
+        Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return out + places[i + k] + j; });
       }
     }
   }
   for (; i < depth; ++i) {
     const int64_t c = i / taps, tap = i % taps;
     const float* from = in + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3];
-    float* to = row(i);
+    float* to = out + places[i];
     for (int64_t j = 0; j < kColumns; ++j) { to[j] = j < columns ? from[j * f.strides[0]] : 0.0f; }
   }
 }
@@ -252,13 +253,14 @@ class Part {
   // Whether it reads the filter more than once.
   bool Repeats() const { return Sizes().first < last_row_ - first_row_; }
 
-  void Run() {
-    if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return; }
+  // False if there is no memory.
+  bool Run() {
+    if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return true; }
     const auto [rows, group] = Sizes();
     const int64_t panels = group * (half_ ? 2 : 1);
     static thread_local Scratch scratch;
     a_ = scratch.Get((rows + kRows) * kDepth + panels * (rows + kRows) * kColumns + kDepth * kColumns);
-    if (a_ == nullptr) { std::abort(); }
+    if (a_ == nullptr) { return false; }
     c_ = a_ + (rows + kRows) * kDepth;
     b_ = c_ + panels * (rows + kRows) * kColumns;
     for (int64_t row = first_row_; row < last_row_; row += rows) {
@@ -267,6 +269,7 @@ class Part {
         Group(row, panel, std::min(group, last_panel_ - panel));
       }
     }
+    return true;
   }
 
  private:
@@ -422,13 +425,12 @@ std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels) 
   return {threads / across, across};
 }
 
-void Run(const Product& p) {
+bool Run(const Product& p) {
   const int64_t rows = p.batch * p.oh * p.ow, tiles = CeilDiv(rows, kRows);
   const int64_t panels = CeilDiv(p.filter.n, kColumns) / (p.gate == Act::kNone ? 1 : 2);
   const int64_t depth = p.filter.c * p.filter.kh * p.filter.kw;
   if (rows * panels * kColumns * depth < kEnough) {
-    Part(p, 0, rows, 0, panels).Run();
-    return;
+    return Part(p, 0, rows, 0, panels).Run();
   }
   Product product = p;
   const auto part = [&](int64_t thread, std::pair<int64_t, int64_t> grid) {
@@ -446,8 +448,10 @@ void Run(const Product& p) {
       product.packed = memory;
     }
   }
-#pragma omp parallel
-  part(omp_get_thread_num(), Grid(omp_get_num_threads(), rows, panels)).Run();
+  bool done = true;
+#pragma omp parallel reduction(&& : done)
+  done = part(omp_get_thread_num(), Grid(omp_get_num_threads(), rows, panels)).Run();
+  return done;
 }
 
 const Products kProducts = {PackedBytes, Pack, Unpack, Run};

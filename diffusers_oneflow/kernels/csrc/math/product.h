@@ -37,7 +37,8 @@ struct Products {
   // Either way without loss: a packed filter has the same numbers.
   void (*pack)(const Filter& filter, float* packed);
   void (*unpack)(const Filter& filter, const float* packed, float* data);
-  void (*run)(const Product& product);
+  // False if there is no memory for its scratch; y is undefined then.
+  bool (*run)(const Product& product);
 };
 
 }  // namespace dfo::math
