@@ -17,10 +17,12 @@ class OneFlowConfig:
         weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the
             kernels want them, and doubles the memory that they take; ``"shared"`` reads torch's own, without a copy, a few
             percent slower in float32 and half as fast in half types; ``"auto"`` packs half types only. ``"release"`` packs
-            as well, and drops torch's own copy from memory, of float32 weights in memory of this process's own: the parameters stay what they are, and whoever reads or writes
-            them finds the right numbers, which come back from the packed copy, part by part, when they are touched. What
-            was touched is dropped again at the next call, unless that happens in every call; detaching brings all of it
-            back. It needs Linux 6.8 and the right to use userfaultfd (`EngineUnavailable` says what to do).
+            as well, and drops torch's own copy of float32 weights from memory: the parameters stay what they are, and who
+            reads or writes them finds the right numbers, which come back from the packed copy when they are touched. They
+            are dropped again at the next call, unless that happens in every call; detaching brings all of them back. It
+            needs Linux 6.8 and the right to use userfaultfd; `EngineUnavailable` says what to do. Weights of half types,
+            in groups, smaller than 64 KB, in shared memory or mapped from a file stay in memory. A debugger cannot read
+            what is dropped.
         hoist: compute what depends only on the prompt, or only on the timestep, when these change (with the native kernels);
             None does so where that reads at least 32 MB of weights: noticing that nothing has changed takes 1 ms.
 
