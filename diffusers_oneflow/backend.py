@@ -40,7 +40,12 @@ def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
 
     Args:
         path: the name under which messages and `explain` speak of it.
+
+    Raises:
+        EngineUnavailable: weights cannot be released here; nothing was changed.
     """
+    if config.weights == "release" and (reason := engine.native().release_refusal()):
+        raise EngineUnavailable(f'weights="release" is not possible here: {reason}; or use weights="shared"')
     detach(module)
     _guard_compile()
     dispatcher = Dispatcher(module, path, config)

@@ -16,7 +16,13 @@ class OneFlowConfig:
             own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
         weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the
             kernels want them, and doubles the memory that they take; ``"shared"`` reads torch's own, without a copy, a few
-            percent slower in float32 and half as fast in half types; ``"auto"`` packs half types only.
+            percent slower in float32 and half as fast in half types; ``"auto"`` packs half types only. ``"release"`` packs
+            as well, and drops torch's own copy of float32 weights from memory: the parameters stay what they are, and who
+            reads or writes them finds the right numbers, which come back from the packed copy when they are touched. They
+            are dropped again at the next call, unless that happens in every call; detaching brings all of them back. It
+            needs Linux 6.8 and the right to use userfaultfd; `EngineUnavailable` says what to do. Weights of half types,
+            in groups, smaller than 64 KB, in shared memory or mapped from a file stay in memory. A debugger cannot read
+            what is dropped.
         hoist: compute what depends only on the prompt, or only on the timestep, when these change (with the native kernels);
             None does so where that reads at least 32 MB of weights: noticing that nothing has changed takes 1 ms.
 
@@ -38,7 +44,7 @@ class OneFlowConfig:
             raise ValueError(f"progress is {self.progress!r}; it must be True, False or None")
         if self.kernels not in ("native", "oneflow"):
             raise ValueError(f'kernels is {self.kernels!r}; it must be "native" or "oneflow"')
-        if self.weights not in ("auto", "packed", "shared"):
-            raise ValueError(f'weights is {self.weights!r}; it must be "auto", "packed" or "shared"')
+        if self.weights not in ("auto", "packed", "shared", "release"):
+            raise ValueError(f'weights is {self.weights!r}; it must be "auto", "packed", "shared" or "release"')
         if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
             raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")

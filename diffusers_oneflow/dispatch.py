@@ -91,6 +91,11 @@ class Dispatcher:
         """Bytes of packed copies of weights."""
         return self._store.packed_bytes if self._store is not None else 0
 
+    @property
+    def released_bytes(self) -> int:
+        """Bytes of torch's own weights that are not in memory now."""
+        return self._store.released_bytes if self._store is not None else 0
+
     def __call__(self, *args, **kwargs):
         module = self._module()
         if getattr(_tracing, "on", False) or _is_traced():
@@ -115,6 +120,8 @@ class Dispatcher:
             for entry in self.entries:
                 entry.close()
             self._graphs.clear()
+            if self._store is not None:
+                self._store.close()
             self._drop_weights()
             self._structure, self._interned = None, Interned()
 

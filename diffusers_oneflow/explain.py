@@ -48,6 +48,7 @@ class ComponentReport:
     Attributes:
         weight_bytes: parameters and buffers, shared with torch.
         packed_bytes: packed copies of weights, beside torch's own.
+        released_bytes: of torch's own, those that are not in memory.
         fallbacks: reason -> calls that ran in torch for it.
         built: graphs compiled in all, dropped ones included.
     """
@@ -57,6 +58,7 @@ class ComponentReport:
     fallbacks: dict[str, int] = field(default_factory=dict)
     built: int = 0
     packed_bytes: int = 0
+    released_bytes: int = 0
 
 
 class Explanation(dict):
@@ -79,6 +81,8 @@ class Explanation(dict):
             weights = _megabytes(component.weight_bytes)
             if component.packed_bytes:
                 weights += f" + {_megabytes(component.packed_bytes)} packed"
+            if component.released_bytes:
+                weights += f" - {_megabytes(component.released_bytes)} released"
             for graph in component.graphs:
                 table.add_row(path, *_row(graph), weights)
                 details += _details(path, graph)
@@ -120,6 +124,7 @@ def explain(pipe, show: bool = True) -> Explanation:
             dict(dispatcher.record.fallbacks),
             dispatcher.record.built,
             dispatcher.packed_bytes,
+            dispatcher.released_bytes,
         )
     if not report:
         raise ValueError(f'{type(pipe).__name__} is not attached to OneFlow: call .to(backend="oneflow") first')

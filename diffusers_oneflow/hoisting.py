@@ -22,7 +22,8 @@ class Hoisted:
         graph: the compiled prologue.
         positions: of its inputs among those of the whole call.
         buffers: what the main graph reads, one for each result.
-        weights: the tensors that the prologue reads.
+        weights: the tensors that the prologue reads. Of those that the graph's store releases it notices writes itself:
+            they are not there to be watched.
     """
 
     def __init__(self, graph: CompiledGraph, positions: list[int], buffers: list[torch.Tensor], weights: list[torch.Tensor]):
@@ -30,7 +31,10 @@ class Hoisted:
         self._positions, self._buffers, self._weights = positions, buffers, weights
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._latest: list[torch.Tensor] | None = None
-        self._watch = engine.native().WriteWatch([(w.data_ptr(), w.nbytes) for w in weights])
+        store = graph.store if graph.store is not None and graph.store.releases else None
+        self._store, self._packings = store, ()
+        watched = weights if store is None else [w for w in weights if not store.packs(w)]
+        self._watch = engine.native().WriteWatch([(w.data_ptr(), w.nbytes) for w in watched])
 
     @property
     def kept_bytes(self) -> int:
@@ -40,7 +44,7 @@ class Hoisted:
     def update(self, tensors: list[torch.Tensor]):
         """Let the buffers hold the results for a call's tensors."""
         inputs = [tensors[i] for i in self._positions]
-        if self._watch.changed():
+        if self._written():
             self._latest = None
             self._kept.clear()
         if self._latest is not None and all(map(_same, inputs, self._latest)):
@@ -56,6 +60,15 @@ class Hoisted:
         for buffer, result in zip(self._buffers, results):
             buffer.copy_(result)
         self._latest = [t.detach().clone() for t in inputs]
+
+    def _written(self) -> bool:
+        """Whether any of the weights was written to since last asked."""
+        written = bool(self._watch.changed())
+        if self._store is None:
+            return written
+        self._store.refresh()
+        before, self._packings = self._packings, self._store.packings(self._weights)
+        return written or before != self._packings
 
     def _keep(self, key: bytes, results: list[torch.Tensor]):
         self._kept[key] = results

@@ -11,37 +11,109 @@ from .. import engine
 from .loader import pack as _native
 
 _numbers = itertools.count()
+# Of calls one soon after the other that found torch's copy of a weight touched: from then on it stays in memory.
+_PATIENCE = 3
 
 
 @dataclass
 class _Packed:
+    """A packed copy.
+
+    Attributes:
+        memory: torch's own copy where that may be dropped (runtime/csrc/dropped.h), else None.
+        stays: torch's own copy is not to be dropped, again or at all.
+        packings: how often it was packed.
+        touched, streak: the latest refresh that found it touched, and how many did in a row.
+    """
+
     slot: int
     source: torch.Tensor
     pack: Callable[[torch.Tensor], torch.Tensor]
+    memory: object = None
+    stays: bool = True
+    packings: int = 0
+    touched: int = 0
+    streak: int = 0
+
+    def fill(self):
+        """Pack what the weight holds now, which is all in memory."""
+        with torch.no_grad():
+            for _ in range(2):
+                made = self.pack(self.source)
+                self.packings += 1
+                _set(self.slot, made)
+                if self.stays or self._release(made):
+                    return
+        self.stays = True
+
+    def give_back(self):
+        """Bring torch's own copy back into memory, as ordinary memory."""
+        if self.memory is not None:
+            self.memory.give_back()
+            self.memory = None
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is to be watched for writes: of dropped memory only its edges, which share pages with something else."""
+        if self.memory is not None:
+            return list(self.memory.edges)
+        return [(self.source.data_ptr(), _span(self.source))]
+
+    def _release(self, made: torch.Tensor) -> bool:
+        """Drop torch's own copy of what was just packed; False if it has changed meanwhile."""
+        source = _native().filter_source(self.source.data_ptr(), *filter_sizes(self.source), made.data_ptr())
+        if source is not None:
+            memory = engine.native().Released(self.source.data_ptr(), _span(self.source), source)
+            outcome = memory.drop()
+            if outcome == "changed":
+                return False
+            self.memory = memory if outcome == "dropped" else None
+        self.stays = self.memory is None
+        return True
 
 
 class WeightStore:
     """The weights of one module's graphs; graphs of several shapes share what they can.
 
     Args:
-        weights: of `OneFlowConfig`: of what there are packed copies.
+        weights: of `OneFlowConfig`: of what there are packed copies, and whether torch's own are dropped.
     """
 
     def __init__(self, weights: str = "auto"):
         self._packs = {"auto": (torch.bfloat16, torch.float16), "shared": ()}.get(
             weights, (torch.float32, torch.bfloat16, torch.float16)
         )
+        self.releases = weights == "release"
         self._slots: dict[tuple, int] = {}
         self._packed: dict[tuple, _Packed] = {}
         self._kept: list[torch.Tensor] = []
         self._watched: list[_Packed] = []
+        self._count = self._fills = self._refreshes = 0
         self._watch = None
-        weakref.finalize(self, _give_back, self._slots).atexit = False
+        self._finalizer = weakref.finalize(self, _give_back, self._slots, self._packed)
+        self._finalizer.atexit = False
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed copies."""
         return sum(p.source.nbytes for p in self._packed.values())
+
+    @property
+    def released_bytes(self) -> int:
+        """Bytes of torch's own copies that are not in memory now."""
+        return sum(p.memory.bytes for p in self._packed.values() if p.memory is not None)
+
+    def close(self):
+        """Bring torch's own copies back and drop the packed ones. No graph that reads them may run after that."""
+        self._finalizer()
+
+    def packs(self, tensor: torch.Tensor) -> bool:
+        """Whether there is a packed copy of a weight: then `packings` changes after each write to it."""
+        return any(id(tensor) == key[1] for key in self._packed)
+
+    def packings(self, tensors: list[torch.Tensor]) -> tuple[int, ...]:
+        """How often the weights among `tensors` were packed, as of the latest `refresh`."""
+        ids = set(map(id, tensors))
+        return tuple(p.packings for key, p in self._packed.items() if key[1] in ids)
 
     def plain(self, tensor: torch.Tensor) -> int:
         """The slot of a tensor as it is: writes into it are seen."""
@@ -78,32 +150,65 @@ class WeightStore:
             if key[0] == "plain":
                 _set(slot, tensor)
             else:
-                self._packed[key] = _Packed(slot, tensor, pack)
-                self._fill(self._packed[key])
+                releases = self.releases and pack is _pack_filter
+                packed = self._packed[key] = _Packed(slot, tensor, pack, stays=not releases)
+                packed.fill()
         return self._slots[key]
-
-    @staticmethod
-    def _fill(packed: _Packed):
-        with torch.no_grad():
-            _set(packed.slot, packed.pack(packed.source))
 
     def watch(self):
         """From here on notice writes to what there are packed copies of."""
-        if len(self._packed) != len(self._watched):
+        if len(self._packed) != self._count:
             # A new watch knows nothing of what was written before it.
             self.refresh()
-            self._watched = list(self._packed.values())
-            self._watch = engine.native().WriteWatch([(p.source.data_ptr(), _span(p.source)) for p in self._watched])
+            self._renew(self._watch_all())
 
     def refresh(self):
         """Pack anew what was written to, by whatever means; some 0.1 ms where nothing was. To be called before each run."""
         if self._watch is not None:
-            for position in self._watch.changed():
-                self._fill(self._watched[position])
+            self._renew(self._touched() + [self._watched[i] for i in self._watch.changed()])
+
+    def _renew(self, stale: list[_Packed]):
+        """Pack anew."""
+        while stale:
+            exposed = []
+            for packed in {p.slot: p for p in stale}.values():
+                was_dropped = packed.memory is not None
+                packed.give_back()
+                packed.fill()
+                if was_dropped and packed.memory is None:
+                    exposed.append(packed)
+            # What stays in memory from now on may be written to before the watch knows of it.
+            stale = exposed + self._watch_all() if exposed else []
+
+    def _watch_all(self) -> list[_Packed]:
+        """Begin a new watch; what was written to before that, and after the last `refresh`."""
+        packed = list(self._packed.values())
+        ranges = [(p, r) for p in packed for r in p.ranges()]
+        fresh = engine.native().WriteWatch([r for _, r in ranges])
+        late = [self._watched[i] for i in self._watch.changed()] if self._watch is not None else []
+        self._watched, self._watch, self._count = [p for p, _ in ranges], fresh, len(packed)
+        return late
+
+    def _touched(self) -> list[_Packed]:
+        """Those whose dropped copy was touched and cannot just be dropped again: it was written to, or is used all the time."""
+        fills, before = engine.native().fills(), self._fills
+        self._refreshes, self._fills = self._refreshes + 1, fills
+        if not self.releases or fills == before:
+            return []
+        return [p for p in self._packed.values() if p.memory is not None and p.memory.touched and not self._drop(p)]
+
+    def _drop(self, packed: _Packed) -> bool:
+        soon = self._refreshes - packed.touched <= _PATIENCE
+        packed.touched, packed.streak = self._refreshes, packed.streak + 1 if soon else 1
+        packed.stays = packed.streak >= _PATIENCE
+        return not packed.stays and packed.memory.drop() == "dropped"
 
 
-def _give_back(slots: dict[tuple, int]):
-    for slot in slots.values():
+def _give_back(slots: dict[tuple, int], packed: dict[tuple, _Packed]):
+    # One after the other: memory never holds both copies of all.
+    for key, slot in slots.items():
+        if key in packed:
+            packed[key].give_back()
         _native().set_slot(slot, None)
 
 

@@ -29,6 +29,9 @@ class Products(ctypes.Structure):
         ("packed_bytes", ctypes.CFUNCTYPE(i64, ctypes.POINTER(Filter))),
         ("pack", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr)),
         ("unpack", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr, ptr)),
+        ("ordered", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Filter))),
+        ("unpack_range", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr, i64, i64, ptr)),
+        ("same_range", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Filter), ptr, i64, i64, ptr)),
         ("run", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Product))),
     )
 

@@ -7,6 +7,7 @@
 #include "node.h"
 #include "op.h"
 #include "queue.h"
+#include "sources.h"
 #include "torch_c.h"
 
 namespace {
@@ -110,6 +111,20 @@ PyObject* Pack(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+void DestroySource(PyObject* capsule) {
+  auto* source = static_cast<dfo::Source*>(PyCapsule_GetPointer(capsule, dfo::kSourceName));
+  source->destroy(source);
+}
+
+PyObject* FilterSource(PyObject*, PyObject* args) {
+  dfo::math::Filter filter;
+  float* packed = nullptr;
+  if (!ParseFilter(args, &filter, &packed)) { return nullptr; }
+  dfo::Source* source = dfo::FilterSource(filter, packed);
+  if (source == nullptr) { Py_RETURN_NONE; }
+  return PyCapsule_New(source, dfo::kSourceName, DestroySource);
+}
+
 PyObject* Open(PyObject*, PyObject*) {
   dfo::Open();
   Py_RETURN_NONE;
@@ -149,6 +164,9 @@ PyMethodDef methods[] = {
     {"set_slot", SetSlot, METH_VARARGS, "set_slot(number, capsule of an at::Tensor* or None): a weight for the kernels."},
     {"packed_bytes", PackedBytes, METH_VARARGS, "packed_bytes(0, sizes, strides, 0) of a float32 filter."},
     {"pack", Pack, METH_VARARGS, "pack(address, sizes, strides, address of the packed filter)."},
+    {"filter_source", FilterSource, METH_VARARGS,
+     "filter_source(address, sizes, strides, address of the packed filter): a source for `Released`, or None where the filter\n"
+     "does not lie in memory in order."},
     {"open", Open, METH_NOARGS, "From now on kernels wait for serve(); call it before a graph is started."},
     {"serve", Serve, METH_NOARGS, "Do the started graph's work on this thread."},
     {"profile", Profile, METH_O, "Start or end measuring each kernel."},

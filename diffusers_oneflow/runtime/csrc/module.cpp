@@ -2,9 +2,11 @@
 #include <cstring>
 
 #include "arena.h"
+#include "dropped.h"
 #include "guard.h"
 #include "leftovers.h"
 #include "race.h"
+#include "release.h"
 #include "watch.h"
 
 namespace {
@@ -61,6 +63,16 @@ PyObject* CopyBytes(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+PyObject* ReleaseRefusal(PyObject*, PyObject*) {
+  std::string reason;
+  Py_BEGIN_ALLOW_THREADS
+  reason = dfo::DroppingRefusal();
+  Py_END_ALLOW_THREADS
+  return PyUnicode_FromString(reason.c_str());
+}
+
+PyObject* Fills(PyObject*, PyObject*) { return PyLong_FromUnsignedLongLong(dfo::Fills()); }
+
 // Takes the type, which may be nullptr.
 bool AddType(PyObject* self, const char* name, PyObject* type) {
   if (type != nullptr && PyModule_AddObject(self, name, type) == 0) { return true; }
@@ -77,6 +89,8 @@ PyMethodDef methods[] = {
     {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
     {"copy_bytes", CopyBytes, METH_VARARGS, "copy_bytes(to, from, bytes): addresses of memory that must not overlap."},
+    {"release_refusal", ReleaseRefusal, METH_NOARGS, "Why memory cannot be released here, and what to do; empty if it can."},
+    {"fills", Fills, METH_NOARGS, "How often released memory was filled again."},
     {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -89,7 +103,8 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock On
 PyMODINIT_FUNC PyInit__native() {
   PyObject* self = PyModule_Create(&module);
   if (self == nullptr) { return nullptr; }
-  if (!AddType(self, "StructureWatch", dfo::MakeStructureWatchType()) || !AddType(self, "WriteWatch", dfo::MakeWriteWatchType())) {
+  if (!AddType(self, "StructureWatch", dfo::MakeStructureWatchType()) || !AddType(self, "WriteWatch", dfo::MakeWriteWatchType())
+      || !AddType(self, "Released", dfo::MakeReleasedType())) {
     Py_DECREF(self);
     return nullptr;
   }

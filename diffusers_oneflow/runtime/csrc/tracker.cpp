@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "dropped.h"
 #include "hash.h"
 
 // The kernel keeps a bit per page that any write clears, be it by this process's code, by a system call
@@ -289,6 +290,7 @@ void NoteFork() {
       pid = -1;
       mutex.unlock();
     };
+    DropAtFork();
     pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, child);
   }
   pid = getpid();
@@ -422,6 +424,7 @@ void Attach(Watch* watch, const std::vector<Range>& ranges) {
   FindSpans(watch, ranges);
   watches.push_back(watch);
   for (Span& span : watch->spans) {
+    GiveBackOverlapping(span.begin, span.end);
     if (span.file >= 0) { Readable(span.begin, span.end); }  // CountCopies cannot count what is swapped out
     span.tracked = Register(span.begin, span.end) && Scan(span);
     watch->complete &= span.tracked;
@@ -588,6 +591,21 @@ void Drop(Watch* watch) {
     Detach(watch);
   }
   delete watch;
+}
+
+std::unique_lock<std::mutex> LockTracker() {
+  std::unique_lock<std::mutex> lock(mutex);
+  NoteFork();
+  return lock;
+}
+
+bool IsTracked(const Range& range) {
+  for (const Watch* watch : watches) {
+    for (const Span& span : watch->spans) {
+      if (span.tracked && span.begin < range.end && range.begin < span.end) { return true; }
+    }
+  }
+  return false;
 }
 
 }  // namespace dfo

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -26,5 +27,10 @@ std::vector<int> ChangedRanges(Watch* watch);
 std::pair<size_t, bool> Hashed(Watch* watch);
 
 void Drop(Watch* watch);
+
+// While the lock is held no watch begins or ends to track memory.
+std::unique_lock<std::mutex> LockTracker();
+// Whether a watch tracks any of the range. With the lock held.
+bool IsTracked(const Range& range);
 
 }  // namespace dfo

@@ -7,16 +7,13 @@
 #include <utility>
 
 #include "functions.h"
+#include "panels.h"
 #include "parallel.h"
 #include "vec.h"
 
 namespace dfo::math {
 namespace {
 
-// The packed filter consists of panels of kColumns columns; a panel of blocks of at most kDepth numbers per column, in
-// the order (channels of the block, a few at a time), tap, channel; a row of a block has one number for each column.
-constexpr int64_t kColumns = 32;
-constexpr int64_t kDepth = 144;
 constexpr int kVectors = kColumns / kWidth;
 // As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
 constexpr int kRows = kWidth == 16 ? 12 : 3;
@@ -26,24 +23,6 @@ constexpr int64_t kCache = 1280 * 1024;
 constexpr double kGather = 0.1, kRead = 0.05, kPack = 0.25;
 // A larger filter is packed piece by piece, not as a whole before it is used.
 constexpr int64_t kPackedAtOnce = 64 << 20;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// How the c channels and the taps of a filter fall into blocks.
-struct Blocks {
-  explicit Blocks(const Filter& f) : taps(f.kh * f.kw), c(f.c) {
-    // Even parts, of a multiple of 4 channels where there are more.
-    channels = std::max<int64_t>(1, kDepth / taps);
-    if (channels >= 4) { channels = std::min(channels / 4 * 4, CeilDiv(CeilDiv(c, CeilDiv(c, channels / 4 * 4)), 4) * 4); }
-    count = CeilDiv(c, channels);
-  }
-  int64_t Channels(int64_t block) const { return std::min(channels, c - block * channels); }
-  int64_t Depth(int64_t block) const { return taps * Channels(block); }
-  int64_t Offset(int64_t block) const { return block * channels * taps * kColumns; }
-  int64_t PanelSize() const { return c * taps * kColumns; }
-
-  int64_t taps, c, channels, count;
-};
 
 // ---- packing -------------------------------------------------------------------------------------------------------
 
@@ -88,19 +67,21 @@ inline void Transpose(const float* in, int64_t stride, const Out& out) {
 }
 #endif
 
-// The block of a panel, from the filter as it lies in memory.
+}  // namespace
+
 void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t block, float* out) {
   const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
   const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
   const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
-  // Where the i-th number of a column, in the order (channel, tap), torch's, goes.
+  // Where the i-th number of a column, in the order (channel, tap), torch's, goes; known before, since divisions take time.
+  const auto place = [&](int64_t i) { return ((i % taps) * channels + i / taps) * kColumns; };
   int64_t places[kDepth];
   for (int64_t c = 0, i = 0; c < channels; ++c) {
-    for (int64_t tap = 0; tap < taps; ++tap, ++i) { places[i] = (tap * channels + c) * kColumns; }
+    for (int64_t tap = 0; tap < taps && i < kDepth; ++tap, ++i) { places[i] = (tap * channels + c) * kColumns; }
   }
   const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
   int64_t i = 0;
-  if (torch_order && columns == kColumns) {
+  if (torch_order && columns == kColumns && depth <= kDepth) {
     for (; i + kWidth <= depth; i += kWidth) {
       for (int64_t j = 0; j < kColumns; j += kWidth) {
         Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return out + places[i + k] + j; });
@@ -110,10 +91,12 @@ void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t blo
   for (; i < depth; ++i) {
     const int64_t c = i / taps, tap = i % taps;
     const float* from = in + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3];
-    float* to = out + places[i];
+    float* to = out + place(i);
     for (int64_t j = 0; j < kColumns; ++j) { to[j] = j < columns ? from[j * f.strides[0]] : 0.0f; }
   }
 }
+
+namespace {
 
 int64_t PackedBytes(const Filter& f) { return CeilDiv(f.n, kColumns) * Blocks(f).PanelSize() * sizeof(float); }
 
@@ -123,23 +106,6 @@ void Pack(const Filter& f, float* packed) {
     for (int64_t panel = begin; panel < end; ++panel) {
       float* to = packed + panel * blocks.PanelSize();
       for (int64_t block = 0; block < blocks.count; ++block) { PackBlock(f, blocks, panel, block, to + blocks.Offset(block)); }
-    }
-  });
-}
-
-void Unpack(const Filter& f, const float* packed, float* data) {
-  const Blocks blocks(f);
-  ForRanges(f.n, kEnough, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const float* panel = packed + n / kColumns * blocks.PanelSize() + n % kColumns;
-      for (int64_t c = 0; c < f.c; ++c) {
-        const int64_t block = c / blocks.channels;
-        for (int64_t tap = 0; tap < blocks.taps; ++tap) {
-          const int64_t row = tap * blocks.Channels(block) + c % blocks.channels;
-          data[n * f.strides[0] + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3]] =
-              panel[blocks.Offset(block) + row * kColumns];
-        }
-      }
     }
   });
 }
@@ -454,7 +420,7 @@ bool Run(const Product& p) {
   return done;
 }
 
-const Products kProducts = {PackedBytes, Pack, Unpack, Run};
+const Products kProducts = {PackedBytes, Pack, Unpack, Ordered, UnpackRange, SameRange, Run};
 
 }  // namespace
 }  // namespace dfo::math

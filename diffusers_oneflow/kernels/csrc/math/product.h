@@ -37,6 +37,12 @@ struct Products {
   // Either way without loss: a packed filter has the same numbers.
   void (*pack)(const Filter& filter, float* packed);
   void (*unpack)(const Filter& filter, const float* packed, float* data);
+  // Whether its memory is dense, with all taps of a channel side by side, or all channels of a tap.
+  bool (*ordered)(const Filter& filter);
+  // `count` numbers of an ordered filter's memory, from the `first` on. On the calling thread; nothing is allocated.
+  void (*unpack_range)(const Filter& filter, const float* packed, int64_t first, int64_t count, float* out);
+  // Whether they are `data`, to the bit.
+  bool (*same_range)(const Filter& filter, const float* packed, int64_t first, int64_t count, const float* data);
   // False if there is no memory for its scratch; y is undefined then.
   bool (*run)(const Product& product);
 };
