@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 PEERS = {
     "oneflow": "OneFlow graphs by this package",
     "oneflow-packed": "the same with packed copies of the weights",
+    "oneflow-release": "the same with packed weights alone in memory",
     "oneflow-own-kernels": "the same on OneFlow's own kernels alone",
     "torch": "torch eager, contiguous",
     "torch-channels-last": "torch eager, channels_last weights",
@@ -19,7 +20,12 @@ PEERS = {
 DEFAULT = ("oneflow", "torch", "torch-channels-last", "torch-compile")
 DTYPES = ("float32", "bfloat16")
 # What differs from the default options of the backend.
-ONEFLOW = {"oneflow": {}, "oneflow-packed": {"weights": "packed"}, "oneflow-own-kernels": {"kernels": "oneflow"}}
+ONEFLOW = {
+    "oneflow": {},
+    "oneflow-packed": {"weights": "packed"},
+    "oneflow-release": {"weights": "release"},
+    "oneflow-own-kernels": {"kernels": "oneflow"},
+}
 # They keep float32 weights and inputs, and compute in bfloat16 themselves.
 _CAST_INSIDE = ("torch-autocast", "openvino")
 

@@ -6,6 +6,7 @@ from benchmarks import common, models, plots, speed
 from benchmarks.children import ChildFailed
 from benchmarks.peers import cast, check, prepare
 from benchmarks.speed import Job
+from diffusers_oneflow import engine
 from diffusers_oneflow.backend import dispatcher_of
 
 SECONDS = {"oneflow": [1.0, 3.0, 1.0], "torch": [2.0, 6.0, 2.0], "torch-compile": [1.0]}
@@ -108,9 +109,17 @@ def test_peers():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+needs_release = pytest.mark.skipif(bool(engine.native().release_refusal()), reason="memory cannot be released here")
+
+
 @pytest.mark.parametrize(
     ("peer", "weights", "kernels"),
-    [("oneflow", "auto", "native"), ("oneflow-packed", "packed", "native"), ("oneflow-own-kernels", "auto", "oneflow")],
+    [
+        ("oneflow", "auto", "native"),
+        ("oneflow-packed", "packed", "native"),
+        pytest.param("oneflow-release", "release", "native", marks=needs_release),
+        ("oneflow-own-kernels", "auto", "oneflow"),
+    ],
 )
 def test_forms_of_oneflow(peer, weights, kernels):
     layer = torch.nn.Linear(4, 4)
