@@ -22,6 +22,9 @@ _ELEMENTWISE = {
     )
 }  # fmt: skip
 
+# The block of a filter that the pack's float32 kernel works on: kDepth of product.cpp. It has to hold one channel.
+MOST_TAPS = 144
+
 
 class ChannelsLast(Rewrite):
     """Convolutions, and all that stands between them, work on (n, h, w, c) instead of (n, c, h, w).
@@ -74,6 +77,9 @@ class ChannelsLast(Rewrite):
         stored = weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
         if value(x).ndim != 4 or not stored or isinstance(padding, str):
             self.why_not(node, "its weight is computed, it has no batch, or its padding is named")
+            return
+        if value(x).dtype == torch.float32 and groups == 1 and math.prod(value(weight).shape[2:]) > MOST_TAPS:
+            self.why_not(node, f"its filter has more than {MOST_TAPS} taps")
             return
         stride, padding, dilation = ([v] * 2 if isinstance(v, int) else (list(v) * 2)[:2] for v in (stride, padding, dilation))
         args = (self._moved(program, x), weight, bias, stride, padding, dilation, groups)

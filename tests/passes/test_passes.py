@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_oneflow import passes
+from diffusers_oneflow import parity, passes
 from tests.test_capture import program_of
 
 
@@ -123,3 +123,14 @@ def test_a_bool_mask_goes_into_the_attention_kernel():
         torch.testing.assert_close(module(q, mask), module._call_impl(q, mask), rtol=1e-5, atol=1e-6)
     kernels = explain(module, show=False)["Masked"].graphs[0].kernels
     assert kernels["oneflow.attention.default"] == {"dfo_flash_attention": 1}
+
+
+def test_a_filter_of_more_taps_than_the_kernel_holds_stays_with_oneflow():
+    """The patch embedding of a CLIP image encoder: 14 x 14 taps. The pack's kernel would write behind its memory."""
+    conv = torch.nn.Conv2d(3, 4, 14, stride=14).eval()
+    program = program_of(conv, torch.randn(1, 3, 28, 28))
+    reports = {r.name: r for r in passes.run(program, native=True)}
+    assert "more than 144 taps" in reports["ChannelsLast"].near_misses[0]
+    assert passes.op_counts(program) == {"aten.conv2d.default": 1}
+    found = parity.component(conv, (torch.randn(1, 3, 28, 28),), {})
+    assert found.passed, found
