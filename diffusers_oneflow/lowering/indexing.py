@@ -12,9 +12,9 @@ import torch
 from .arithmetic import add
 from .factory import filled
 from .kernels import checked as _C
-from .logic import chosen
+from .logic import chosen, where
 from .registry import Refused, lowering
-from .shape import cat, permute, reshaped, slice_, unsqueeze
+from .shape import cat, expand, permute, reshaped, slice_, unsqueeze
 from .types import cast, torch_dtype
 
 
@@ -62,20 +62,55 @@ def gather(self, dim, index, *, sparse_grad=False):
 @lowering("aten.index.Tensor")
 def index(self, indices):
     """``self[i, :, j, ...]`` with integer index tensors, which broadcast."""
-    dims = [d for d, i in enumerate(indices) if i is not None]
-    given = [indices[d] for d in dims]
-    if any(i.dtype not in (flow.int64, flow.int32) for i in given):
-        raise Refused("a mask as index gives a shape that depends on data")
-    # The indexed dimensions come first, as one that a flat index picks from.
-    rest = [d for d in range(self.ndim) if d not in dims]
-    sizes = [self.shape[d] for d in dims]
-    table = reshaped(permute(self, dims + rest), [math.prod(sizes), *(self.shape[d] for d in rest)])
-    flat = _flat_index(given, sizes)
+    dims, rest, table, flat = _table(self, indices)
     rows = reshaped(_rows(table, reshaped(flat, [-1])), [*flat.shape, *table.shape[1:]])
     # The new dimensions stand where the indexed ones did, if those were neighbours, else in front.
     before = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
     made, kept = list(range(flat.ndim)), list(range(flat.ndim, rows.ndim))
     return permute(rows, kept[:before] + made + kept[before:])
+
+
+def _table(self, indices):
+    """The indexed dimensions, the others, `self` as rows that a flat index picks from, and that index."""
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    given = [indices[d] for d in dims]
+    if any(i.dtype not in (flow.int64, flow.int32) for i in given):
+        raise Refused("a mask as index gives a shape that depends on data")
+    rest = [d for d in range(self.ndim) if d not in dims]
+    sizes = [self.shape[d] for d in dims]
+    table = reshaped(permute(self, dims + rest), [math.prod(sizes), *(self.shape[d] for d in rest)])
+    return dims, rest, table, _flat_index(given, sizes)
+
+
+@lowering("aten.index_put.default")
+def index_put(self, indices, values, accumulate=False):
+    """``self[i, :, j, ...] = values``, or ``self[mask] = value`` for one value."""
+    if accumulate:
+        raise Refused("values that are added up")
+    dtype = torch_dtype(self)
+    if len(indices) == 1 and indices[0] is not None and torch_dtype(indices[0]) == torch.bool:
+        if math.prod(values.shape) != 1:
+            raise Refused("a mask as index takes as many values as it is true")
+        mask = reshaped(indices[0], [*indices[0].shape, *[1] * (self.ndim - indices[0].ndim)])
+        return where(mask, reshaped(values, []), self)
+    dims, rest, table, flat = _table(self, indices)
+    within = dtype if dtype.is_floating_point or dtype == torch.int64 else torch.int32
+    before = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
+    kept = [self.shape[d] for d in rest]
+    full = [*kept[:before], *flat.shape, *kept[before:]]
+    values = expand(values, full)
+    made = list(range(before, before + flat.ndim))
+    values = permute(values, made + [d for d in range(len(full)) if d not in made])
+    count = math.prod(flat.shape)
+    safe = reshaped(_C.clamp_min(flat, 0), [count, 1])
+    updates = reshaped(cast(values, within), [count, *table.shape[1:]])
+    out = cast(_C.tensor_scatter_nd_update(cast(table, within), safe, updates), dtype)
+    if dtype.is_floating_point:
+        bad = _C.reduce_max(cast(_C.less(flat, 0), torch.int32), list(range(flat.ndim)), False) if flat.ndim else _C.less(flat, 0)
+        out = add(out, chosen(cast(bad, torch.bool), filled([], math.nan, dtype), filled([], 0, dtype)))
+    order = dims + rest
+    out = reshaped(out, [self.shape[d] for d in order])
+    return permute(out, [order.index(d) for d in range(self.ndim)])
 
 
 def _flat_index(indices, sizes):

@@ -44,6 +44,7 @@ _DTYPES = {
     **dict.fromkeys(("reshape", "permute", "slice", "broadcast_to", "concat", "cast", "constant"), _MOVED),
     **dict.fromkeys(("flip", "tril", "triu", "dim_gather"), _ANY),
     "gather": _MOVED - {flow.uint8},
+    "tensor_scatter_nd_update": _FLOAT | {flow.int64, flow.int32},
     "arange": _NUMBER,
 }  # fmt: skip
 

@@ -104,3 +104,37 @@ def test_what_is_refused():
     x = torch.randn(3, 4)
     assert "mask" in refusal("aten.index.Tensor", x, [torch.tensor([True, False, True])])
     assert "a step of 2" in refusal("aten.slice_scatter.default", x, x[:, 1:3:2], 1, 1, 3, 2)
+
+
+@for_ops("index_put")
+@given(x=tensors(shapes(1), ANY), data=st.data())
+def test_index_put(op, x, data):
+    """Into one or two dimensions anywhere, each place once; the values broadcast."""
+    dims = data.draw(st.lists(st.integers(0, x.ndim - 1), min_size=1, max_size=2, unique=True))
+    count = data.draw(st.integers(1, min(x.shape[d] for d in dims)))
+    chosen = torch.tensor(data.draw(st.permutations(range(min(x.shape[d] for d in dims)))))[:count]
+    indices = [chosen - data.draw(st.sampled_from([0, x.shape[d]])) if d in dims else None for d in range(x.ndim)]
+    while indices[-1] is None:
+        indices.pop()
+    shape = x[tuple(slice(None) if i is None else i for i in indices)].shape
+    kept = [s if data.draw(st.booleans()) else 1 for s in shape]
+    check(op, x, indices, data.draw(tensors(kept[data.draw(st.integers(0, len(kept))) :], st.just(x.dtype))))
+
+
+@for_ops("index_put")
+@given(x=tensors(shapes(1), ANY), data=st.data())
+def test_index_put_of_one_value_under_a_mask(op, x, data):
+    mask = data.draw(tensors(x.shape[: data.draw(st.integers(1, x.ndim))], torch.bool))
+    check(op, x, [mask], data.draw(tensors(data.draw(st.sampled_from([(), (1,)])), st.just(x.dtype))))
+
+
+def test_index_put_refuses_what_depends_on_data():
+    x, index = torch.zeros(3), torch.tensor([0, 0])
+    assert "added up" in refusal("aten.index_put.default", x, [index], torch.ones(2), True)
+    assert "as many values" in refusal("aten.index_put.default", x, [torch.tensor([True, False, True])], torch.ones(2))
+
+
+def test_index_put_spoils_the_result_where_torch_raises():
+    x = Case("aten.index_put.default", (torch.zeros(3), [torch.tensor([2])], torch.ones(1)), {})
+    x.args = (torch.zeros(3), [torch.tensor([3])], torch.ones(1))
+    assert run([x])[0][0].isnan().all()
