@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rich.console import Console
 
-from . import demo, full, tiny  # noqa: F401  (they register their cases)
+from . import demo, full, stable_diffusion, tiny  # noqa: F401  (they register their cases)
 from .registry import CASES
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     if options.list:
         for case in CASES.values():
-            console.print(f"{case.name:16} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False)
+            console.print(f"{case.name:46} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False)
         return 0
     if unknown := set(options.only or ()) - set(CASES):
         p.error(f"unknown case {', '.join(sorted(unknown))}; --list names them")
