@@ -11,7 +11,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rich.console import Console
 
-from . import demo, full, stable_diffusion, tiny  # noqa: F401  (they register their cases)
+from . import (  # noqa: F401  (they register their cases)
+    controlnet,
+    demo,
+    flux,
+    full,
+    ip_adapter,
+    pag,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    tiny,
+)
 from .registry import CASES
 
 

@@ -29,17 +29,26 @@ def tokenizer() -> transformers.CLIPTokenizer:
     return transformers.CLIPTokenizer.from_pretrained(diffusers_oneflow.demo_model(), subfolder="tokenizer")
 
 
-def words(length: int = 64, **options) -> transformers.PreTrainedTokenizerFast:
+def words(length: int = 64, numbered: bool = False, **options) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of whole words that ends each text as T5's does; unknown words are <unk>."""
     special = ["<pad>", "</s>", "<unk>", "<s>"]
     vocabulary = {word: i for i, word in enumerate([*special, *_WORDS])}
     made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)])
-    return transformers.PreTrainedTokenizerFast(
+    return (_Numbered if numbered else transformers.PreTrainedTokenizerFast)(
         tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",
         model_max_length=length, **options,
     )  # fmt: skip
+
+
+class _Numbered(transformers.PreTrainedTokenizerFast):
+    """Says where each token stands, counted from the first that is no padding, as ChatGLM's does."""
+
+    def __call__(self, *args, **options):
+        made = super().__call__(*args, **options)
+        made["position_ids"] = (made["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return made
 
 
 VOCABULARY = 4 + len(_WORDS)
@@ -95,6 +104,13 @@ def unet(**options) -> diffusers.UNet2DConditionModel:
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), **options,
     })  # fmt: skip
+
+
+def early_unet(**options) -> diffusers.UNet2DConditionModel:
+    """`unet` with its attention where the resolution is highest, as in Stable Diffusion."""
+    return unet(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **options
+    )
 
 
 def xl_unet(**options) -> diffusers.UNet2DConditionModel:

@@ -1,6 +1,6 @@
 """Whole pipelines as entries of a table: a class, its parts, its inputs."""
 
-import dataclasses
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Entry:
     """One pipeline, and one call of it.
 
     Attributes:
-        pipeline: the name of its class in diffusers; with `variant` the name of the case.
+        pipeline: the name of its class; with `variant` the name of the case.
         parts: makes what its constructor takes, with random weights; called with torch seeded.
         inputs: the call's arguments, or a function that makes them; steps, noise and output_type="np" are added.
         about: what sets it apart.
@@ -32,6 +32,7 @@ class Entry:
         fallbacks: component -> part of the reason for which it runs in torch; all others run on OneFlow.
         idle: components that the call does not run as modules of their own.
         values: the range of the result that is spread over 255 levels.
+        module: where the class is, if diffusers shows it only when packages are installed that no case needs.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class Entry:
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     values: tuple[float, float] = IMAGE
+    module: str = "diffusers"
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ class Entry:
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
-        pipe = getattr(diffusers, self.pipeline)(**parts)
+        pipe = getattr(importlib.import_module(self.module), self.pipeline)(**parts)
         pipe.set_progress_bar_config(disable=True)
         if self.prepare is not None:
             self.prepare(pipe)
@@ -108,7 +110,3 @@ def register(entries: list[Entry]):
             raise ValueError(f"two cases are called {entry.name!r}")
         CASES[entry.name] = Case(entry.name, entry.about or entry.pipeline, entry.run)
 
-
-def changed(entry: Entry, pipeline: str, **changes) -> Entry:
-    """`entry` for another pipeline of the same parts."""
-    return dataclasses.replace(entry, pipeline=pipeline, **changes)

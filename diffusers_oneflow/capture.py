@@ -91,6 +91,7 @@ def capture(
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
+            _spell_out_diagonals(exported.graph)
             table = torch.export.default_decompositions()
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
     return _program(exported, results[0])
@@ -103,6 +104,23 @@ def _ops(graph: torch.fx.Graph):
 def _mutates(graph: torch.fx.Graph) -> bool:
     nodes = (n.target for n in graph.nodes if n.op == "call_function")
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in nodes)
+
+
+def _spell_out_diagonals(graph: torch.fx.Graph):
+    """Write ``x.fill_diagonal_(v)`` of a matrix as a fill under a mask: torch cannot take its own as a function of tensors."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is not aten.fill_diagonal_.default or node.args[0].meta["val"].ndim != 2 or len(node.args) > 2:
+            continue
+        x, fill = node.args
+        with graph.inserting_before(node):
+            rows, columns = (graph.call_function(aten.arange.default, (size,)) for size in x.meta["val"].shape)
+            column = graph.call_function(aten.unsqueeze.default, (rows, 1))
+            mask = graph.call_function(aten.eq.Tensor, (column, columns))
+            made = graph.call_function(aten.masked_fill_.Scalar, (x, mask, fill))
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def op_name(node: torch.fx.Node) -> str:

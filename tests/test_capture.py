@@ -7,6 +7,7 @@ import torch
 
 from diffusers_oneflow import lowering, signature
 from diffusers_oneflow.capture import capture, op_name, twin, where
+from diffusers_oneflow.parity import component
 
 
 def program_of(module, *tensors):
@@ -103,3 +104,17 @@ def test_a_module_that_keeps_count_is_refused():
 
     with pytest.raises(Exception, match="stateful module"):
         program_of(Counting(), torch.ones(2))
+
+
+def test_a_filled_diagonal_of_a_part_is_captured():
+    """The mask of perturbed attention in Stable Diffusion 3: torch cannot make its own op functional here."""
+
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            mask = torch.zeros(x.shape[0], x.shape[0])
+            mask[:3, :3] = -1.0
+            mask[:3, :3].fill_diagonal_(0)
+            return x + mask
+
+    module = Masked().eval()
+    assert component(module, (torch.randn(5, 5),), {}).passed
