@@ -96,6 +96,14 @@ def vae(channels: int = 4, **options) -> diffusers.AutoencoderKL:
     })  # fmt: skip
 
 
+def vae8(channels: int = 4, **options) -> diffusers.AutoencoderKL:
+    """An image VAE at the usual factor of 8."""
+    return vae(
+        channels, block_out_channels=(8, 8, 16, 16), layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, **options,
+    )  # fmt: skip
+
+
 def unet(**options) -> diffusers.UNet2DConditionModel:
     """Stable Diffusion's UNet at latents of 16x16."""
     return diffusers.UNet2DConditionModel(**{

@@ -1,23 +1,25 @@
 """Other transformers that draw images: PixArt, Sana, Lumina, AuraFlow, HunyuanDiT, CogView, Qwen-Image, PRX, Z-Image, DiT."""
 
 import diffusers
+import torch
 import transformers
 
 from . import build
 from . import stable_diffusion as sd
-from .build import PROMPT, VOCABULARY, WIDTH
+from .build import VOCABULARY, WIDTH
 from .draw import picture
 from .table import Entry, register
 
 TEXT = {**sd.TEXT, "use_resolution_binning": False}
 PLAIN = sd.TEXT
+LARGE = {**TEXT, "height": 64, "width": 64}  # for pipelines that take a factor of 8 for granted
 SHORT = {**PLAIN, "max_sequence_length": 16}
 
 
 def parts(transformer, **changes) -> dict:
     """A transformer with T5 and the plain VAE."""
     return {
-        "transformer": build.stirred(transformer), "vae": build.vae(), "text_encoder": build.t5(), "tokenizer": build.words(),
+        "transformer": build.stirred(transformer), "vae": build.vae(shift_factor=0.06), "text_encoder": build.t5(), "tokenizer": build.words(),
         "scheduler": build.flow_match(), **changes,
     }  # fmt: skip
 
@@ -112,16 +114,16 @@ def hunyuan(**changes) -> dict:
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=77,
     )  # fmt: skip
-    transformer = diffusers.HunyuanDiT2DModel(**{**HUNYUAN, "num_layers": 2})
+    transformer = diffusers.HunyuanDiT2DModel(**{**HUNYUAN, "num_layers": 4})
     return parts(
-        transformer, text_encoder=transformers.BertModel(bert), text_encoder_2=build.t5(), tokenizer=build.words(77),
+        transformer, vae=build.vae8(), text_encoder=transformers.BertModel(bert), text_encoder_2=build.t5(), tokenizer=build.words(77),
         tokenizer_2=build.words(256), scheduler=diffusers.DDPMScheduler(), requires_safety_checker=False,
         **build.none("safety_checker", "feature_extractor"), **changes,
     )  # fmt: skip
 
 
 def _hunyuan_controlled() -> dict:
-    net = diffusers.HunyuanDiT2DControlNetModel(**{**HUNYUAN, "transformer_num_layers": 2})
+    net = diffusers.HunyuanDiT2DControlNetModel(**{**HUNYUAN, "transformer_num_layers": 4})
     return hunyuan(controlnet=build.stirred(net))
 
 
@@ -132,7 +134,7 @@ COGVIEW = {
 
 
 def _cogview3() -> dict:
-    scheduler = diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
     return parts(diffusers.CogView3PlusTransformer2DModel(**COGVIEW), scheduler=scheduler)
 
 
@@ -152,6 +154,12 @@ def _prx() -> dict:
     return parts(transformer, text_encoder=gemma(), tokenizer=build.words(16))
 
 
+def _prx_inputs() -> dict:
+    embeds = {f"{sign}prompt_embeds": torch.randn(1, 16, WIDTH) for sign in ("", "negative_")}
+    masks = {f"{sign}prompt_attention_mask": torch.arange(16)[None] < 9 for sign in ("", "negative_")}
+    return {"height": 32, "width": 32, "use_resolution_binning": False, **embeds, **masks}
+
+
 def z_image(**options) -> dict:
     """Z-Image: text and image tokens in one stream; Qwen 3 reads the prompt."""
     transformer = diffusers.ZImageTransformer2DModel(**{
@@ -160,7 +168,7 @@ def z_image(**options) -> dict:
     })  # fmt: skip
     qwen = transformers.Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=3,
+        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=3, use_cache=False,
     )  # fmt: skip
     tokenizer = build.words(512, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     return parts(transformer, vae=build.vae(16, shift_factor=0.1), text_encoder=transformers.Qwen3Model(qwen), tokenizer=tokenizer)
@@ -186,15 +194,17 @@ ENTRIES = [
     Entry("SanaSprintPipeline", sprint, SANA_TEXT),
     Entry("SanaSprintImg2ImgPipeline", sprint, {**SANA_TEXT, "image": picture(32), "strength": 1.0}),
     Entry("LuminaPipeline", _lumina, {**SHORT, "clean_caption": False}),
-    Entry("Lumina2Pipeline", _lumina2, SHORT),
+    # It makes a list of lengths out of the mask, and cuts the prompts to them.
+    Entry("Lumina2Pipeline", _lumina2, SHORT, fallbacks={"transformer": "data-dependent"}),
     Entry("AuraFlowPipeline", _aura, PLAIN),
-    Entry("HunyuanDiTPipeline", hunyuan, TEXT),
-    Entry("HunyuanDiTPAGPipeline", lambda: hunyuan(pag_applied_layers=["blocks.1"]), {**TEXT, **PAG}),
-    Entry("HunyuanDiTControlNetPipeline", _hunyuan_controlled, {**TEXT, "control_image": picture(32)}),
+    Entry("HunyuanDiTPipeline", hunyuan, LARGE),
+    Entry("HunyuanDiTPAGPipeline", lambda: hunyuan(pag_applied_layers=["blocks.1"]), {**LARGE, **PAG}),
+    Entry("HunyuanDiTControlNetPipeline", _hunyuan_controlled, {**LARGE, "control_image": picture(64)}),
     Entry("CogView3PlusPipeline", _cogview3, SHORT),
     Entry("CogView4Pipeline", _cogview4, SHORT),
     Entry("CogView4ControlPipeline", lambda: _cogview4(8), {**SHORT, "control_image": picture(32)}),
-    Entry("PRXPipeline", _prx, {**TEXT, "prompt": PROMPT}),
+    # It cleans prompts with ftfy, so it gets embeddings.
+    Entry("PRXPipeline", _prx, _prx_inputs, idle=("text_encoder",)),
     Entry("ZImagePipeline", z_image, SHORT),
     Entry("ZImageImg2ImgPipeline", z_image, {**SHORT, "image": picture(32), "strength": 1.0}),
     Entry("ZImageInpaintPipeline", z_image, {**sd.INPAINT, "max_sequence_length": 16}),
