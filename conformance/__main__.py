@@ -12,16 +12,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from rich.console import Console
 
 from . import (  # noqa: F401  (they register their cases)
+    cascade,
     controlnet,
     demo,
     flux,
     full,
     ip_adapter,
+    kandinsky,
     pag,
+    pixart_sana_etc,
     sd3,
     sdxl,
     stable_diffusion,
     tiny,
+    unconditional,
+    video,
+    video_transformers,
 )
 from .registry import CASES
 

@@ -14,7 +14,10 @@ from tokenizers import models, pre_tokenizers, processors
 import diffusers_oneflow
 
 PROMPT = "a large red circle left of a small blue star"
-_WORDS = "a the large small red blue green circle star square left right of on black white background video sound".split()
+_WORDS = (
+    *("a", "the", "large", "small", "red", "blue", "green", "circle", "star", "square", "left", "right", "of", "on"),
+    *("black", "white", "background", "video", "sound"),
+)
 WIDTH = 32
 
 

@@ -40,7 +40,10 @@ def prior() -> dict:
 
 def decoder() -> dict:
     """What StableCascadeDecoderPipeline is made of."""
-    blocks = (("SDCascadeResBlock", "SDCascadeTimestepBlock"), ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"))
+    blocks = (
+        ("SDCascadeResBlock", "SDCascadeTimestepBlock"),
+        ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
+    )
     net = diffusers.models.StableCascadeUNet(
         **{**CASCADE, "num_attention_heads": (0, 4), "timestep_conditioning_type": ("sca",)}, in_channels=4, out_channels=4,
         effnet_in_channels=4, pixel_mapper_in_channels=3, block_types_per_layer=blocks,
@@ -70,8 +73,14 @@ def _wuerstchen() -> dict:
     from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt
 
     net = WuerstchenDiffNeXt(
-        c_cond=WIDTH, c_hidden=[16, 32], nhead=[-1, 4], blocks=[1, 1], level_config=["CT", "CTA"], effnet_embd=4,
-        inject_effnet=[False, True], clip_embd=WIDTH
+        c_cond=WIDTH,
+        c_hidden=[16, 32],
+        nhead=[-1, 4],
+        blocks=[1, 1],
+        level_config=["CT", "CTA"],
+        effnet_embd=4,
+        inject_effnet=[False, True],
+        clip_embd=WIDTH,
     )
     return {
         "decoder": build.stirred(net), "text_encoder": build.clip_text(), "tokenizer": build.tokenizer(), "vqgan": vqgan(),
@@ -86,13 +95,15 @@ def _latents() -> dict:
 IDLE = ("vqgan.encoder", "vqgan.decoder", "vqgan")
 
 ENTRIES = [
-    Entry("StableCascadePriorPipeline", prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"}, values=LATENT),
+    Entry("StableCascadePriorPipeline", prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"},
+          values=LATENT),
     Entry("StableCascadeDecoderPipeline", decoder, _latents, idle=IDLE),
     Entry("StableCascadeCombinedPipeline", _combined,
-          {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=IDLE),
+          {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=(*IDLE, "text_encoder")),
     Entry("WuerstchenPriorPipeline", _wuerstchen_prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"},
           values=LATENT),
-    Entry("WuerstchenDecoderPipeline", _wuerstchen, _latents, idle=IDLE),
+    # Antialiased bicubic resizing has no lowering yet.
+    Entry("WuerstchenDecoderPipeline", _wuerstchen, _latents, idle=IDLE, fallbacks={"decoder": "_upsample_bicubic2d_aa"}),
 ]  # fmt: skip
 
 register(ENTRIES)

@@ -21,9 +21,7 @@ def _controlled(parts, make, count: int = 1):
 
     def made() -> dict:
         given = parts()
-        nets = [
-            build.control(given["unet"], conditioning_embedding_out_channels=CONDITION).eval() for _ in range(count)
-        ]
+        nets = [build.control(given["unet"], conditioning_embedding_out_channels=CONDITION).eval() for _ in range(count)]
         return {**given, "controlnet": nets[0] if count == 1 else make(nets)}
 
     return made
@@ -94,7 +92,8 @@ ENTRIES = [
     Entry("StableDiffusionXLControlNetUnionPipeline", _union, {**sd.TEXT, "control_image": [HINT], **UNION}),
     Entry("StableDiffusionXLControlNetUnionImg2ImgPipeline", _union, {**sd.IMAGE, "control_image": [HINT], **UNION}),
     Entry("StableDiffusionXLControlNetUnionInpaintPipeline", _union, {**sd.INPAINT, "control_image": [HINT], **UNION}),
-    Entry("StableDiffusionAdapterPipeline", lambda: sd.parts(unet=build.early_unet(), adapter=_adapter()), {**sd.TEXT, "image": HINT}),
+    Entry("StableDiffusionAdapterPipeline", lambda: sd.parts(unet=build.early_unet(), adapter=_adapter()),
+          {**sd.TEXT, "image": HINT}),
     Entry("StableDiffusionAdapterPipeline", lambda: sd.parts(unet=build.early_unet(), adapter=_adapter(2)),
           {**sd.TEXT, "image": [HINT, picture(32, seed=3)], "adapter_conditioning_scale": [0.5, 0.7]},
           "two adapters", "multi"),

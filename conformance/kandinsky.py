@@ -14,8 +14,8 @@ from .unconditional import unet2d
 def movq() -> diffusers.VQModel:
     """The VAE, whose decoder is steered by the latents themselves; a factor of 8 like the UNet expects."""
     return diffusers.VQModel(
-        block_out_channels=(32,) * 4, norm_num_groups=8, layers_per_block=1, latent_channels=4, num_vq_embeddings=12, vq_embed_dim=4,
-        norm_type="spatial", down_block_types=("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+        block_out_channels=(32,) * 4, norm_num_groups=8, layers_per_block=1, latent_channels=4, num_vq_embeddings=12,
+        vq_embed_dim=4, norm_type="spatial", down_block_types=("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
     )  # fmt: skip
 
@@ -58,10 +58,9 @@ def _combined() -> dict:
 
 def _embeds(**more):
     def made() -> dict:
-        size = {} if "strength" in more else {}
         return {
             "image_embeds": torch.randn(1, WIDTH), "negative_image_embeds": torch.randn(1, WIDTH), "height": 64, "width": 64,
-            **size, **more,
+            **more,
         }  # fmt: skip
 
     return made
@@ -73,10 +72,11 @@ def _hint(**more):
 
 def _third() -> dict:
     unet = diffusers.Kandinsky3UNet(
-        in_channels=4, time_embedding_dim=32, groups=2, attention_head_dim=4, layers_per_block=1, block_out_channels=(16, 32),
-        cross_attention_dim=WIDTH, encoder_hid_dim=WIDTH,
+        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3, block_out_channels=(32, 64),
+        cross_attention_dim=4, encoder_hid_dim=WIDTH,
     )  # fmt: skip
-    return {"unet": unet, "scheduler": diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1), "movq": movq(),
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1)
+    return {"unet": unet, "scheduler": scheduler, "movq": movq(),
             "text_encoder": build.t5(), "tokenizer": build.words(128)}  # fmt: skip
 
 

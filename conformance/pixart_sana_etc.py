@@ -19,7 +19,8 @@ SHORT = {**PLAIN, "max_sequence_length": 16}
 def parts(transformer, **changes) -> dict:
     """A transformer with T5 and the plain VAE."""
     return {
-        "transformer": build.stirred(transformer), "vae": build.vae(shift_factor=0.06), "text_encoder": build.t5(), "tokenizer": build.words(),
+        "transformer": build.stirred(transformer), "vae": build.vae(shift_factor=0.06), "text_encoder": build.t5(),
+        "tokenizer": build.words(),
         "scheduler": build.flow_match(), **changes,
     }  # fmt: skip
 
@@ -61,7 +62,12 @@ def dc() -> diffusers.AutoencoderDC:
 
 def sana(scheduler=None, options=(), **changes) -> dict:
     transformer = diffusers.SanaTransformer2DModel(**{**SANA, **dict(options)})
-    chosen = {"vae": dc(), "text_encoder": gemma(), "tokenizer": build.words(512), "scheduler": scheduler or build.flow_match(shift=3.0)}
+    chosen = {
+        "vae": dc(),
+        "text_encoder": gemma(),
+        "tokenizer": build.words(512),
+        "scheduler": scheduler or build.flow_match(shift=3.0),
+    }
     return parts(transformer, **chosen, **changes)
 
 
@@ -116,7 +122,8 @@ def hunyuan(**changes) -> dict:
     )  # fmt: skip
     transformer = diffusers.HunyuanDiT2DModel(**{**HUNYUAN, "num_layers": 4})
     return parts(
-        transformer, vae=build.vae8(), text_encoder=transformers.BertModel(bert), text_encoder_2=build.t5(), tokenizer=build.words(77),
+        transformer, vae=build.vae8(), text_encoder=transformers.BertModel(bert), text_encoder_2=build.t5(),
+        tokenizer=build.words(77),
         tokenizer_2=build.words(256), scheduler=diffusers.DDPMScheduler(), requires_safety_checker=False,
         **build.none("safety_checker", "feature_extractor"), **changes,
     )  # fmt: skip
@@ -171,7 +178,9 @@ def z_image(**options) -> dict:
         num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=3, use_cache=False,
     )  # fmt: skip
     tokenizer = build.words(512, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    return parts(transformer, vae=build.vae(16, shift_factor=0.1), text_encoder=transformers.Qwen3Model(qwen), tokenizer=tokenizer)
+    return parts(
+        transformer, vae=build.vae(16, shift_factor=0.1), text_encoder=transformers.Qwen3Model(qwen), tokenizer=tokenizer
+    )
 
 
 def _dit() -> dict:
@@ -182,6 +191,8 @@ def _dit() -> dict:
     return {"transformer": build.stirred(transformer), "vae": build.vae(), "scheduler": diffusers.DDIMScheduler()}
 
 
+# Rotary embeddings as complex numbers, which OneFlow has not.
+COMPLEX = {"transformer": "complex64"}
 PAG = {"pag_scale": 3.0}
 
 ENTRIES = [
@@ -193,7 +204,7 @@ ENTRIES = [
     Entry("SanaControlNetPipeline", _sana_controlled, {**SANA_TEXT, "control_image": picture(32)}),
     Entry("SanaSprintPipeline", sprint, SANA_TEXT),
     Entry("SanaSprintImg2ImgPipeline", sprint, {**SANA_TEXT, "image": picture(32), "strength": 1.0}),
-    Entry("LuminaPipeline", _lumina, {**SHORT, "clean_caption": False}),
+    Entry("LuminaPipeline", _lumina, {**SHORT, "clean_caption": False}, fallbacks=COMPLEX),
     # It makes a list of lengths out of the mask, and cuts the prompts to them.
     Entry("Lumina2Pipeline", _lumina2, SHORT, fallbacks={"transformer": "data-dependent"}),
     Entry("AuraFlowPipeline", _aura, PLAIN),
@@ -205,9 +216,9 @@ ENTRIES = [
     Entry("CogView4ControlPipeline", lambda: _cogview4(8), {**SHORT, "control_image": picture(32)}),
     # It cleans prompts with ftfy, so it gets embeddings.
     Entry("PRXPipeline", _prx, _prx_inputs, idle=("text_encoder",)),
-    Entry("ZImagePipeline", z_image, SHORT),
-    Entry("ZImageImg2ImgPipeline", z_image, {**SHORT, "image": picture(32), "strength": 1.0}),
-    Entry("ZImageInpaintPipeline", z_image, {**sd.INPAINT, "max_sequence_length": 16}),
+    Entry("ZImagePipeline", z_image, SHORT, fallbacks=COMPLEX),
+    Entry("ZImageImg2ImgPipeline", z_image, {**SHORT, "image": picture(32), "strength": 1.0}, fallbacks=COMPLEX),
+    Entry("ZImageInpaintPipeline", z_image, {**sd.INPAINT, "max_sequence_length": 16}, fallbacks=COMPLEX),
     Entry("DiTPipeline", _dit, {"class_labels": [1, 7]}),
 ]  # fmt: skip
 

@@ -42,8 +42,6 @@ def controlled(count: int = 1, **options):
     return made
 
 
-
-
 PAG = {"pag_scale": 0.7}
 
 ENTRIES = [
@@ -53,7 +51,8 @@ ENTRIES = [
         TEXT, "3.5: normed queries and keys, dual attention; without T5", "v3.5"),
     Entry("StableDiffusion3Img2ImgPipeline", parts, IMAGE),
     Entry("StableDiffusion3InpaintPipeline", lambda: parts(channels=16), INPAINT, "on a transformer of plain channels"),
-    Entry("StableDiffusion3InpaintPipeline", lambda: parts(channels=16, transformer={"in_channels": 33}), INPAINT, "on mask channels", "mask"),
+    Entry("StableDiffusion3InpaintPipeline", lambda: parts(channels=16, transformer={"in_channels": 33}), INPAINT,
+          "on mask channels", "mask"),
     Entry("StableDiffusion3ControlNetPipeline", controlled(), {**TEXT, "control_image": picture(32)}),
     Entry("StableDiffusion3ControlNetPipeline", controlled(2),
           {**TEXT, "control_image": [picture(32), picture(32, seed=1)], "controlnet_conditioning_scale": [0.5, 0.7]},

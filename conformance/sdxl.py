@@ -35,7 +35,8 @@ def kolors(**changes) -> dict:
         num_layers=2, padded_vocab_size=build.VOCABULARY, hidden_size=8, ffn_hidden_size=16, kv_channels=4,
         num_attention_heads=2, seq_length=16, layernorm_epsilon=1e-5, rmsnorm=True, add_qkv_bias=True,
         apply_residual_connection_post_layernorm=False, multi_query_attention=True, multi_query_group_num=1, rope_ratio=1,
-        post_layer_norm=True, bias_dropout_fusion=True, quantization_bit=0, pre_seq_len=None, prefix_projection=False, original_rope=True,
+        post_layer_norm=True, bias_dropout_fusion=True, quantization_bit=0, pre_seq_len=None, prefix_projection=False,
+        original_rope=True,
     )  # fmt: skip
     text = ChatGLMModel(config)
     for name, parameter in text.named_parameters():
@@ -57,7 +58,8 @@ DATA_DEPENDENT = {"text_encoder": "data-dependent"}
 
 ENTRIES = [
     Entry("StableDiffusionXLPipeline", parts, TEXT, "two text encoders, added time ids"),
-    Entry("StableDiffusionXLPipeline", lambda: parts(unet=build.xl_unet(time_cond_proj_dim=32), scheduler=diffusers.LCMScheduler()),
+    Entry("StableDiffusionXLPipeline",
+          lambda: parts(unet=build.xl_unet(time_cond_proj_dim=32), scheduler=diffusers.LCMScheduler()),
           TEXT, "a guidance embedding and the LCM scheduler", "lcm"),
     Entry("StableDiffusionXLImg2ImgPipeline", parts, IMAGE),
     Entry("StableDiffusionXLImg2ImgPipeline", refiner, {**IMAGE, "prompt_2": IMAGE["prompt"]}, "the refiner", "refiner"),

@@ -6,7 +6,7 @@ import transformers
 from . import build
 from .build import PROMPT, WIDTH
 from .draw import picture
-from .table import LATENT, Entry, register
+from .table import Entry, register
 
 TEXT = {"prompt": PROMPT, "height": 32, "width": 32}
 IMAGE = {"prompt": PROMPT, "image": picture(32), "strength": 1.0}
@@ -54,9 +54,10 @@ def _depth() -> dict:
 
 def _latent_upscale() -> dict:
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=5, block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_num_groups=None,
-        cross_attention_dim=WIDTH, attention_head_dim=8, act_fn="gelu", time_cond_proj_dim=160, conv_in_kernel=1,
-        conv_out_kernel=1, norm_eps=1e-5, resnet_time_scale_shift="scale_shift", time_embedding_type="fourier",
+        sample_size=16, in_channels=8, out_channels=5, block_out_channels=(32, 32, 64, 64), layers_per_block=1,
+        norm_num_groups=None, cross_attention_dim=WIDTH, attention_head_dim=8, act_fn="gelu", time_cond_proj_dim=160,
+        conv_in_kernel=1, conv_out_kernel=1, norm_eps=1e-5, resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
         timestep_post_act="gelu", only_cross_attention=False, mid_block_type=None,
         down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
         up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
@@ -109,7 +110,8 @@ ENTRIES = [
         ), TEXT, "Stable Diffusion 2: v-prediction, linear projections, upcast attention", "v2",
     ),
     Entry(
-        "StableDiffusionPipeline", lambda: parts(scheduler=diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")),
+        "StableDiffusionPipeline",
+        lambda: parts(scheduler=diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")),
         {**TEXT, "num_inference_steps": 1, "guidance_scale": 0.0}, "Turbo: one step, no guidance", "turbo",
     ),
     Entry("StableDiffusionPipeline", _lcm, TEXT, "a guidance embedding and the LCM scheduler", "lcm"),
@@ -136,7 +138,8 @@ ENTRIES = [
         idle=("image_normalizer",),
     ),
     Entry("StableDiffusionPanoramaPipeline", parts, {**TEXT, "width": 48}, "views side by side"),
-    Entry("StableDiffusionLDM3DPipeline", lambda: {**parts(vae=build.vae(in_channels=6, out_channels=6)), "image_encoder": None}, TEXT),
+    Entry("StableDiffusionLDM3DPipeline",
+          lambda: {**parts(vae=build.vae(in_channels=6, out_channels=6)), "image_encoder": None}, TEXT),
     Entry("StableDiffusionGLIGENPipeline", lambda: parts(unet=build.unet(attention_type="gated")), {
         **TEXT, "gligen_phrases": ["a red circle"], "gligen_boxes": [[0.1, 0.2, 0.5, 0.6]],
     }),

@@ -109,4 +109,3 @@ def register(entries: list[Entry]):
         if entry.name in CASES:
             raise ValueError(f"two cases are called {entry.name!r}")
         CASES[entry.name] = Case(entry.name, entry.about or entry.pipeline, entry.run)
-

@@ -54,7 +54,8 @@ def _ldm() -> dict:
 def _if_unet(channels: int = 3, **options):
     return build.unet(
         in_channels=channels, out_channels=6, sample_size=16, act_fn="gelu", addition_embed_type="text",
-        addition_embed_type_num_heads=2, cross_attention_norm="group_norm", encoder_hid_dim=WIDTH, encoder_hid_dim_type="text_proj",
+        addition_embed_type_num_heads=2, cross_attention_norm="group_norm", encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_proj",
         resnet_skip_time_act=True, resnet_time_scale_shift="scale_shift", time_embedding_act_fn="gelu", time_embedding_dim=32,
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",

@@ -48,8 +48,26 @@ class _FlatCall(torch.nn.Module):
 
     def forward(self, *tensors):
         args, kwargs = self.rebuild(tensors)
+        before = [(container, _items(container)) for container in _containers((args, kwargs))]
         # Not module(...): that would come back to the dispatcher.
-        return self.finish(self.module.forward(*args, **kwargs))
+        result = self.module.forward(*args, **kwargs)
+        # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
+        if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
+            raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
+        return self.finish(result)
+
+
+def _items(container) -> list:
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _containers(value):
+    """The lists and dicts in a call's arguments."""
+    if isinstance(value, (list, dict)):
+        yield value
+    if isinstance(value, (list, tuple, dict)):
+        for item in _items(value):
+            yield from _containers(item)
 
 
 def capture(
@@ -162,6 +180,10 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
     for spec in exported.graph_signature.output_specs:
         if spec.kind != OutputKind.USER_OUTPUT:
             raise Unsupported("a stateful module", f"forward changes {spec.target or spec.arg.name} in place")
+    for node in exported.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if any(isinstance(size, torch.SymInt) for size in shape):
+            raise Unsupported(f"{op_name(node)}{f' in {place}' if (place := where(node)) else ''}", "its shape is data-dependent")
     output = next(n for n in exported.graph.nodes if n.op == "output")
     outputs = list(output.args[0])
     if not all(isinstance(o, torch.fx.Node) for o in outputs):

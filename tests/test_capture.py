@@ -7,6 +7,7 @@ import torch
 
 from diffusers_oneflow import lowering, signature
 from diffusers_oneflow.capture import capture, op_name, twin, where
+from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.parity import component
 
 
@@ -118,3 +119,26 @@ def test_a_filled_diagonal_of_a_part_is_captured():
 
     module = Masked().eval()
     assert component(module, (torch.randn(5, 5),), {}).passed
+
+
+class Remembers(torch.nn.Module):
+    """As the VAE of Wan does: the caller keeps the list from call to call."""
+
+    def forward(self, x, cache):
+        if cache[0] is not None:
+            x = x + cache[0]
+        cache[0] = x
+        return x
+
+
+class TakesOut(torch.nn.Module):
+    def forward(self, x, parts):
+        return x + parts.pop()
+
+
+def test_a_module_that_writes_into_a_list_it_is_given_runs_in_torch():
+    module = Remembers().eval()
+    x = torch.randn(3)
+    with pytest.raises(Unsupported, match="puts something into a list"):
+        component(module, (x, [None]), {})
+    assert component(TakesOut().eval(), (x, [x]), {}).passed

@@ -62,7 +62,7 @@ def gather(self, dim, index, *, sparse_grad=False):
 @lowering("aten.index.Tensor")
 def index(self, indices):
     """``self[i, :, j, ...]`` with integer index tensors, which broadcast."""
-    dims, rest, table, flat = _table(self, indices)
+    dims, _, table, flat = _table(self, indices)
     rows = reshaped(_rows(table, reshaped(flat, [-1])), [*flat.shape, *table.shape[1:]])
     # The new dimensions stand where the indexed ones did, if those were neighbours, else in front.
     before = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
