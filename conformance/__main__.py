@@ -11,7 +11,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rich.console import Console
 
-from . import demo, full, tiny  # noqa: F401  (they register their cases)
+from . import (  # noqa: F401  (they register their cases)
+    cascade,
+    controlnet,
+    demo,
+    flux,
+    full,
+    ip_adapter,
+    kandinsky,
+    pag,
+    pixart_sana_etc,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    tiny,
+    unconditional,
+    video,
+    video_transformers,
+)
 from .registry import CASES
 
 
@@ -26,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     if options.list:
         for case in CASES.values():
-            console.print(f"{case.name:16} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False)
+            console.print(f"{case.name:46} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False)
         return 0
     if unknown := set(options.only or ()) - set(CASES):
         p.error(f"unknown case {', '.join(sorted(unknown))}; --list names them")

@@ -48,8 +48,26 @@ class _FlatCall(torch.nn.Module):
 
     def forward(self, *tensors):
         args, kwargs = self.rebuild(tensors)
+        before = [(container, _items(container)) for container in _containers((args, kwargs))]
         # Not module(...): that would come back to the dispatcher.
-        return self.finish(self.module.forward(*args, **kwargs))
+        result = self.module.forward(*args, **kwargs)
+        # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
+        if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
+            raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
+        return self.finish(result)
+
+
+def _items(container) -> list:
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _containers(value):
+    """The lists and dicts in a call's arguments."""
+    if isinstance(value, (list, dict)):
+        yield value
+    if isinstance(value, (list, tuple, dict)):
+        for item in _items(value):
+            yield from _containers(item)
 
 
 def capture(
@@ -91,6 +109,7 @@ def capture(
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
+            _spell_out_diagonals(exported.graph)
             table = torch.export.default_decompositions()
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
     return _program(exported, results[0])
@@ -103,6 +122,23 @@ def _ops(graph: torch.fx.Graph):
 def _mutates(graph: torch.fx.Graph) -> bool:
     nodes = (n.target for n in graph.nodes if n.op == "call_function")
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in nodes)
+
+
+def _spell_out_diagonals(graph: torch.fx.Graph):
+    """Write ``x.fill_diagonal_(v)`` of a matrix as a fill under a mask: torch cannot take its own as a function of tensors."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is not aten.fill_diagonal_.default or node.args[0].meta["val"].ndim != 2 or len(node.args) > 2:
+            continue
+        x, fill = node.args
+        with graph.inserting_before(node):
+            rows, columns = (graph.call_function(aten.arange.default, (size,)) for size in x.meta["val"].shape)
+            column = graph.call_function(aten.unsqueeze.default, (rows, 1))
+            mask = graph.call_function(aten.eq.Tensor, (column, columns))
+            made = graph.call_function(aten.masked_fill_.Scalar, (x, mask, fill))
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def op_name(node: torch.fx.Node) -> str:
@@ -144,6 +180,10 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
     for spec in exported.graph_signature.output_specs:
         if spec.kind != OutputKind.USER_OUTPUT:
             raise Unsupported("a stateful module", f"forward changes {spec.target or spec.arg.name} in place")
+    for node in exported.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if any(isinstance(size, torch.SymInt) for size in shape):
+            raise Unsupported(f"{op_name(node)}{f' in {place}' if (place := where(node)) else ''}", "its shape is data-dependent")
     output = next(n for n in exported.graph.nodes if n.op == "output")
     outputs = list(output.args[0])
     if not all(isinstance(o, torch.fx.Node) for o in outputs):

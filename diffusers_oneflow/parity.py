@@ -6,8 +6,9 @@ the output's scale.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import signature
-from .backend import models
+from .backend import attach, dispatcher_of, models
 from .compiler import compile, detach
 from .config import OneFlowConfig
+from .errors import FallbackWarning
 
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
@@ -59,10 +61,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Report:
-    """The components, and the largest difference between the final images in levels of 255 (None: not compared)."""
+    """The components, and the largest difference between the final images in levels of 255 (None: not compared).
+
+    Attributes:
+        fallbacks: components that ran in torch, as was expected of them, with the reason.
+    """
 
     components: list[Component]
     levels: int | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -72,7 +79,7 @@ class Report:
     def as_dict(self) -> dict:
         """Plain numbers, for JSON."""
         rows = [{**asdict(c), "passed": c.passed} for c in self.components]
-        return {"components": rows, "levels": self.levels, "passed": self.passed}
+        return {"components": rows, "levels": self.levels, "fallbacks": self.fallbacks, "passed": self.passed}
 
     def print(self, console: Console | None = None):
         """Print a table."""
@@ -84,6 +91,8 @@ class Report:
             errors = (c.torch.rms, c.oneflow.rms, c.torch.maximum, c.oneflow.maximum)
             table.add_row(c.path, *(f"{e:.1e}" for e in errors), "pass" if c.passed else "FAIL")
         console.print(table)
+        for path, reason in self.fallbacks.items():
+            console.print(f"{path} ran in torch: {reason}", highlight=False, markup=False)
         if self.levels is not None:
             verdict = "pass" if self.levels <= MOST_LEVELS else "FAIL"
             console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
@@ -105,18 +114,25 @@ def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = ""
         detach(module)
 
 
-def pipeline(pipe, draw: Callable[[object], np.ndarray]) -> Report:
+def pipeline(pipe, draw: Callable[[object], np.ndarray], fallbacks: Mapping[str, str] | None = None) -> Report:
     """Compare each component of a pipeline on the inputs of its last call in a run, and the run's images.
 
     Args:
         pipe: a pipeline on torch, on the CPU, in float32.
         draw: runs the pipeline, seeded: pipe -> images, uint8, (n, h, w, 3).
+        fallbacks: components that have to run in torch -> a part of the reason; all others must not.
+
+    Raises:
+        Unsupported: a component that is not in `fallbacks` cannot run on OneFlow.
+        ValueError: one of `fallbacks` ran on OneFlow, or in torch for another reason.
     """
+    fallbacks = fallbacks or {}
     calls: dict[str, tuple] = {}
-    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in models(pipe).items()]
+    judged = {path: module for path, module in models(pipe).items() if path not in fallbacks}
+    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judged.items()]
     try:
         expected = draw(pipe)
-        if "vae.encoder" in models(pipe) and "vae.encoder" not in calls and expected.ndim == 4:
+        if "vae.encoder" in judged and "vae.encoder" not in calls and _images(pipe.vae, expected):
             # Drawing from text alone does not call it: it gets the images.
             with torch.no_grad():
                 pipe.vae.encode(torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1)
@@ -126,13 +142,32 @@ def pipeline(pipe, draw: Callable[[object], np.ndarray]) -> Report:
     found = models(pipe)
     exact = {path: _expected(found[path], *call, path) for path, call in calls.items()}
     pipe.to(backend="oneflow", backend_config=OneFlowConfig(fallback="error", progress=False))
+    for path in fallbacks:
+        attach(found[path], path, OneFlowConfig(progress=False))
     try:
         # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
         rows = [_judge(found[path], *call, path, exact[path]) for path, call in calls.items()]
-        images = draw(pipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)
+            images = draw(pipe)
+        ran = {path: _reason(found[path], path, part) for path, part in fallbacks.items()}
     finally:
         pipe.to(backend="torch")
-    return Report(rows, int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max()))
+    return Report(rows, int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max()), ran)
+
+
+def _images(vae, drawn: np.ndarray) -> bool:
+    """Whether what was drawn are images that the VAE can encode."""
+    return drawn.ndim == 4 and drawn.shape[3] == getattr(vae.config, "in_channels", 3)
+
+
+def _reason(module, path: str, part: str) -> str:
+    """Why an attached module ran in torch, in all its calls; `part` has to be in it."""
+    dispatcher = dispatcher_of(module)
+    reasons = "; ".join(dispatcher.record.fallbacks)
+    if dispatcher.record.built or part not in reasons:
+        raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
+    return reasons
 
 
 def error(result: list[torch.Tensor], reference: list[torch.Tensor]) -> Error:
@@ -172,10 +207,12 @@ def _record(calls: dict, path: str):
 @torch.no_grad()
 def _expected(module, args, kwargs, path: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """PyTorch's results in the module's dtype and in float64."""
+    flat = signature.flatten((args, kwargs))
+    # Lists are made anew for every call: some models take their elements out.
+    args, kwargs = signature.rebuild(flat.spec, flat.tensors)
     single = _floats(module(*args, **kwargs))
     if not single:
         raise ValueError(f"{path} gives no floating-point output to compare")
-    flat = signature.flatten((args, kwargs))
     wide = [t.double() if t.is_floating_point() else t for t in flat.tensors]
     args, kwargs = signature.rebuild(flat.spec, wide)
     return single, _floats(copy.deepcopy(module).double()(*args, **kwargs))

@@ -7,6 +7,8 @@ import torch
 
 from diffusers_oneflow import lowering, signature
 from diffusers_oneflow.capture import capture, op_name, twin, where
+from diffusers_oneflow.errors import Unsupported
+from diffusers_oneflow.parity import component
 
 
 def program_of(module, *tensors):
@@ -103,3 +105,40 @@ def test_a_module_that_keeps_count_is_refused():
 
     with pytest.raises(Exception, match="stateful module"):
         program_of(Counting(), torch.ones(2))
+
+
+def test_a_filled_diagonal_of_a_part_is_captured():
+    """The mask of perturbed attention in Stable Diffusion 3: torch cannot make its own op functional here."""
+
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            mask = torch.zeros(x.shape[0], x.shape[0])
+            mask[:3, :3] = -1.0
+            mask[:3, :3].fill_diagonal_(0)
+            return x + mask
+
+    module = Masked().eval()
+    assert component(module, (torch.randn(5, 5),), {}).passed
+
+
+class Remembers(torch.nn.Module):
+    """As the VAE of Wan does: the caller keeps the list from call to call."""
+
+    def forward(self, x, cache):
+        if cache[0] is not None:
+            x = x + cache[0]
+        cache[0] = x
+        return x
+
+
+class TakesOut(torch.nn.Module):
+    def forward(self, x, parts):
+        return x + parts.pop()
+
+
+def test_a_module_that_writes_into_a_list_it_is_given_runs_in_torch():
+    module = Remembers().eval()
+    x = torch.randn(3)
+    with pytest.raises(Unsupported, match="puts something into a list"):
+        component(module, (x, [None]), {})
+    assert component(TakesOut().eval(), (x, [x]), {}).passed

@@ -19,6 +19,8 @@ _SAME_SHAPE = {
 class RemoveNoops(Rewrite):
     """Copies, casts and views that change nothing, dropout outside of training, ``x / 1``, ``x * 1`` and ``x + 0``.
 
+    Empty parts of ``cat`` go too.
+
     Diffusers' blocks divide by an output scale that is 1 in nearly every model: 38 passes over
     memory in Stable Diffusion's UNet alone.
     """
@@ -28,6 +30,8 @@ class RemoveNoops(Rewrite):
         if op == "aten._assert_tensor_metadata.default":
             program.graph.erase_node(node)
             return
+        if op == "aten.cat.default":
+            self._without_empty(node)
         if not node.args or not isinstance(node.args[0], torch.fx.Node):
             return
         source = node.args[0]
@@ -40,6 +44,14 @@ class RemoveNoops(Rewrite):
                 self.replace(program, node, source)
         elif op in ("aten.div.Tensor", "aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor"):
             self._neutral(program, node, source, op)
+
+    def _without_empty(self, node):
+        """Leave out parts without elements, which OneFlow has no tensors for: a rotary axis of size 0, say."""
+        kept = [part for part in node.args[0] if value(part).numel()]
+        same = all(value(part).dtype == value(node).dtype for part in kept)
+        if kept and len(kept) < len(node.args[0]) and same:
+            node.args = (kept, *node.args[1:])
+            self.applied += 1
 
     def _neutral(self, program, node, source, op):
         other = node.args[1]

@@ -134,3 +134,16 @@ def test_a_filter_of_more_taps_than_the_kernel_holds_stays_with_oneflow():
     assert passes.op_counts(program) == {"aten.conv2d.default": 1}
     found = parity.component(conv, (torch.randn(1, 3, 28, 28),), {})
     assert found.passed, found
+
+
+def test_empty_parts_of_a_concatenation_go():
+    """A rotary axis of size 0, as Bria has: OneFlow has no empty tensors."""
+
+    def function(x):
+        return torch.cat([torch.arange(0, dtype=torch.float32).exp().expand(2, 0), x.sin(), x], dim=-1)
+
+    reports, ops, _ = rewritten(function, X)
+    assert reports["RemoveNoops"].applied
+    assert ops == {"aten.sin.default": 1, "aten.cat.default": 1}
+    found = parity.component(Function(function).eval(), (X,), {})
+    assert found.passed, found
