@@ -217,12 +217,11 @@ class Part {
         first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
 
   // Whether it reads the filter more than once.
-  bool Repeats() const { return !Fits() && Sizes().first < last_row_ - first_row_; }
+  bool Repeats() const { return Sizes().first < last_row_ - first_row_; }
 
   // False if there is no memory.
   bool Run() {
     if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return true; }
-    if (Fits()) { return RunPanels(); }
     const auto [rows, group] = Sizes();
     const int64_t panels = group * (half_ ? 2 : 1);
     static thread_local Scratch scratch;
@@ -241,40 +240,6 @@ class Part {
 
  private:
   int64_t Tiles() const { return CeilDiv(count_, kRows); }
-
-  // All that is gathered of x, and how much that is.
-  int64_t Floats() const { return CeilDiv(last_row_ - first_row_, kRows) * kRows * kDepth * blocks_.count; }
-  bool Fits() const { return Floats() * 4 <= kCache; }
-
-  // Where all of x stays in the cache, panel by panel: the filter, which takes the time, is read from its first number to
-  // its last. False if there is no memory.
-  bool RunPanels() {
-    count_ = last_row_ - first_row_;
-    const int64_t size = Tiles() * kRows * kColumns, sides = half_ ? 2 : 1;
-    static thread_local Scratch scratch;
-    float* x = scratch.Get(Floats() + sides * size + kDepth * kColumns);
-    if (x == nullptr) { return false; }
-    c_ = x + Floats();
-    b_ = c_ + sides * size;
-    const auto gathered = [&](int64_t block) { return x + block * Tiles() * kRows * kDepth; };
-    for (int64_t block = 0; block < blocks_.count; ++block) {
-      a_ = gathered(block);
-      Gather(first_row_, block);
-    }
-    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      for (int64_t side = 0; side < sides; ++side) {
-        const int64_t number = panel + side * half_;
-        const int64_t after = side + 1 < sides ? panel + half_ : std::min(panel + 1, last_panel_ - 1);
-        for (int64_t block = 0; block < blocks_.count; ++block) {
-          const bool last = block + 1 == blocks_.count;
-          a_ = gathered(block);
-          Multiply(number, block, last ? after : number, last ? 0 : block + 1, c_ + side * size);
-        }
-      }
-      for (int64_t r = 0; r < count_; ++r) { Finish(first_row_ + r, r, panel, 1); }
-    }
-    return true;
-  }
 
   // How many rows and panels at a time: x is gathered once for every group of panels, the filter read once for every
   // group of rows, and what belongs to both has to stay in the cache.
