@@ -75,17 +75,18 @@ def _xs(parts, make, **options):
 
 
 UNION = {"control_mode": [0]}
+TWO_HINTS = {"prompt": PROMPT, "image": [HINT, picture(32, seed=3)], "controlnet_conditioning_scale": [1.0, 0.5]}
 
 ENTRIES = [
     Entry("StableDiffusionControlNetPipeline", plain(sd.parts), {"prompt": PROMPT, "image": HINT}),
     Entry("StableDiffusionControlNetPipeline", plain(sd.parts, 2),
-          {"prompt": PROMPT, "image": [HINT, picture(32, seed=3)], "controlnet_conditioning_scale": [1.0, 0.5]},
+          TWO_HINTS,
           "two ControlNets", "multi"),
     Entry("StableDiffusionControlNetImg2ImgPipeline", plain(sd.parts), IMAGE),
     Entry("StableDiffusionControlNetInpaintPipeline", plain(sd.parts), INPAINT),
     Entry("StableDiffusionXLControlNetPipeline", plain(sdxl.parts), {"prompt": PROMPT, "image": HINT}),
     Entry("StableDiffusionXLControlNetPipeline", plain(sdxl.parts, 2),
-          {"prompt": PROMPT, "image": [HINT, picture(32, seed=3)], "controlnet_conditioning_scale": [1.0, 0.5]},
+          TWO_HINTS,
           "two ControlNets", "multi"),
     Entry("StableDiffusionXLControlNetImg2ImgPipeline", plain(sdxl.parts), IMAGE),
     Entry("StableDiffusionXLControlNetInpaintPipeline", plain(sdxl.parts), INPAINT),

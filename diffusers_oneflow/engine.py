@@ -76,7 +76,7 @@ def _import_oneflow():
     with quiet() as said:
         try:
             return importlib.import_module("oneflow")
-        except Exception as error:
+        except Exception as error:  # whatever a broken installation raises is told below
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             detail = f" (it said: {said()})" if said() else ""
     raise EngineUnavailable(

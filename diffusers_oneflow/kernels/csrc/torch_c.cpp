@@ -1,10 +1,10 @@
 #include "torch_c.h"
 
-#include <dlfcn.h>
-
 #include <mutex>
 #include <stdexcept>
 #include <unordered_map>
+
+#include "../../runtime/csrc/torch_symbols.h"
 
 namespace dfo::torch_c {
 namespace {
@@ -26,12 +26,7 @@ int32_t Dtype(math::Type type) {
 const Api& Get() { return api; }
 
 std::string Load() {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr) { return "libtorch_cpu.so"; }
-  const struct {
-    const char* name;
-    void** function;
-  } wanted[] = {
+  return FindInTorch({
       {"aoti_torch_create_tensor_from_blob", reinterpret_cast<void**>(&api.create_tensor_from_blob)},
       {"aoti_torch_delete_tensor_object", reinterpret_cast<void**>(&api.delete_tensor_object)},
       {"aoti_torch_get_data_ptr", reinterpret_cast<void**>(&api.get_data_ptr)},
@@ -41,12 +36,7 @@ std::string Load() {
       {"aoti_torch_dtype_float32", reinterpret_cast<void**>(&api.float32)},
       {"aoti_torch_dtype_bfloat16", reinterpret_cast<void**>(&api.bfloat16)},
       {"aoti_torch_dtype_float16", reinterpret_cast<void**>(&api.float16)},
-  };
-  for (const auto& item : wanted) {
-    *item.function = dlsym(library, item.name);
-    if (*item.function == nullptr) { return item.name; }
-  }
-  return "";
+  });
 }
 
 void Check(Error error, const char* what) {

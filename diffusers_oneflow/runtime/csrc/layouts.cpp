@@ -1,6 +1,6 @@
 #include "layouts.h"
 
-#include <dlfcn.h>
+#include "torch_symbols.h"
 
 namespace dfo {
 namespace {
@@ -25,23 +25,13 @@ const char* Implementation(Layouts::Handle tensor) { return *static_cast<const c
 
 std::string Layouts::Load() {
   if (api.delete_tensor_object != nullptr) { return ""; }
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr) { return "libtorch_cpu.so"; }
-  const struct {
-    const char* name;
-    void** function;
-  } wanted[] = {
+  return FindInTorch({
       {"aoti_torch_get_data_ptr", reinterpret_cast<void**>(&api.get_data_ptr)},
       {"aoti_torch_get_dim", reinterpret_cast<void**>(&api.get_dim)},
       {"aoti_torch_get_sizes", reinterpret_cast<void**>(&api.get_sizes)},
       {"aoti_torch_get_strides", reinterpret_cast<void**>(&api.get_strides)},
       {"aoti_torch_delete_tensor_object", reinterpret_cast<void**>(&api.delete_tensor_object)},
-  };
-  for (const auto& item : wanted) {
-    *item.function = dlsym(library, item.name);
-    if (*item.function == nullptr) { return item.name; }
-  }
-  return "";
+  });
 }
 
 Layouts::~Layouts() {

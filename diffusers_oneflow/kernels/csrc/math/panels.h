@@ -10,7 +10,7 @@ namespace dfo::math {
 // The packed filter consists of panels of kColumns columns; a panel of blocks of at most kDepth numbers per column, in
 // the order (channels of the block, a few at a time), tap, channel; a row of a block has one number for each column.
 constexpr int64_t kColumns = 32;
-constexpr int64_t kDepth = 144;
+constexpr int64_t kDepth = 144;  // MOST_TAPS of passes/channels_last.py
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

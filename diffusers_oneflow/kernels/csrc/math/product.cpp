@@ -73,15 +73,14 @@ void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t blo
   const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
   const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
   const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
-  // Where the i-th number of a column, in the order (channel, tap), torch's, goes; known before, since divisions take time.
-  const auto place = [&](int64_t i) { return ((i % taps) * channels + i / taps) * kColumns; };
-  int64_t places[kDepth];
-  for (int64_t c = 0, i = 0; c < channels; ++c) {
-    for (int64_t tap = 0; tap < taps && i < kDepth; ++tap, ++i) { places[i] = (tap * channels + c) * kColumns; }
-  }
   const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
   int64_t i = 0;
   if (torch_order && columns == kColumns && depth <= kDepth) {
+    // Where the numbers of a column, in torch's order (channel, tap), go: to find out takes a division for each.
+    int64_t places[kDepth];
+    for (int64_t c = 0, at = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap, ++at) { places[at] = (tap * channels + c) * kColumns; }
+    }
     for (; i + kWidth <= depth; i += kWidth) {
       for (int64_t j = 0; j < kColumns; j += kWidth) {
         Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return out + places[i + k] + j; });
@@ -91,7 +90,7 @@ void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t blo
   for (; i < depth; ++i) {
     const int64_t c = i / taps, tap = i % taps;
     const float* from = in + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3];
-    float* to = out + place(i);
+    float* to = out + (tap * channels + c) * kColumns;
     for (int64_t j = 0; j < kColumns; ++j) { to[j] = j < columns ? from[j * f.strides[0]] : 0.0f; }
   }
 }
