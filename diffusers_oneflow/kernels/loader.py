@@ -1,11 +1,14 @@
 """Finds the library for this processor and registers the pack with OneFlow."""
 
+import ctypes
 import functools
 import importlib.util
+import os
 from pathlib import Path
 
 # Library -> the processor flags that it needs, best first.
 _LIBRARIES = {
+    "amx": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"},
     "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma", "f16c"},
@@ -16,9 +19,26 @@ _reason = "the engine has not been started"
 
 
 def instruction_set() -> str | None:
-    """The best of the libraries that this processor runs, or None."""
+    """The best of the libraries that this processor runs, or None.
+
+    The environment variable DIFFUSERS_ONEFLOW_ISA names the best one to be used (amx, avx512bf16, avx512, avx2).
+
+    Raises:
+        ValueError: the variable names none.
+    """
+    names, best = list(_LIBRARIES), os.environ.get("DIFFUSERS_ONEFLOW_ISA", "amx")
+    if best not in names:
+        raise ValueError(f"DIFFUSERS_ONEFLOW_ISA={best!r} is no instruction set: use one of {', '.join(names)}")
     flags = _processor_flags()
-    return next((name for name, needed in _LIBRARIES.items() if needed <= flags), None)
+    fit = (name for name in names[names.index(best) :] if _LIBRARIES[name] <= flags)
+    return next((name for name in fit if name != "amx" or _may_use_tiles()), None)
+
+
+@functools.cache
+def _may_use_tiles() -> bool:
+    """Ask Linux for AMX's tile registers, for the whole process: 8 KB that it adds to a thread's state at first use."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 @functools.cache
@@ -36,7 +56,11 @@ def register():
     OneFlow keeps pointers into its tables of kernels: this has to come before its first op.
     """
     global _registered, _module, _reason
-    name = instruction_set()
+    try:
+        name = instruction_set()
+    except ValueError as error:
+        _reason = str(error)
+        return
     if name is None:
         _reason = "the processor has no AVX2"
         return

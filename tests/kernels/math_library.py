@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from diffusers_oneflow.kernels import loader
+
 SOURCES = Path(__file__).parents[2] / "diffusers_oneflow" / "kernels" / "csrc" / "math"
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=fast"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
@@ -25,10 +27,12 @@ VARIANTS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
     "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 NEEDED = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
 NEEDED["avx512bf16"] = NEEDED["avx512"] | {"avx512_bf16"}
+NEEDED["amx"] = NEEDED["avx512bf16"] | {"amx_tile", "amx_bf16"}
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTS = ("none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "sigmoid", "tanh")
@@ -83,7 +87,8 @@ class Table(ctypes.Structure):
 
 def available() -> list[str]:
     flags = set(next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split())
-    return [name for name in VARIANTS if name == "avx2" or NEEDED[name] <= flags]
+    found = [name for name in VARIANTS if name == "avx2" or NEEDED[name] <= flags]
+    return found if loader.instruction_set() == "amx" else [name for name in found if name != "amx"]
 
 
 @functools.cache

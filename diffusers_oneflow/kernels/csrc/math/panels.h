@@ -10,16 +10,24 @@ namespace dfo::math {
 // The packed filter consists of panels of kColumns columns; a panel of blocks of at most kDepth numbers per column, in
 // the order (channels of the block, a few at a time), tap, channel; a row of a block has one number for each column.
 constexpr int64_t kColumns = 32;
-constexpr int64_t kDepth = 144;  // MOST_TAPS of passes/channels_last.py
+// A block holds at least the MOST_TAPS of passes/channels_last.py, and where there are enough channels a multiple of kStep.
+#if defined(__AMX_BF16__)
+constexpr int64_t kDepth = 288, kStep = 32;
+#else
+constexpr int64_t kDepth = 144, kStep = 4;
+#endif
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the c channels and the taps of a filter fall into blocks.
 struct Blocks {
   explicit Blocks(const Filter& f) : taps(f.kh * f.kw), c(f.c) {
-    // Even parts, of a multiple of 4 channels where there are more.
+    // Even parts, of a multiple of kStep channels where there are more.
     channels = std::max<int64_t>(1, kDepth / taps);
-    if (channels >= 4) { channels = std::min(channels / 4 * 4, CeilDiv(CeilDiv(c, CeilDiv(c, channels / 4 * 4)), 4) * 4); }
+    const int64_t step = channels >= kStep ? kStep : 4;
+    if (channels >= step) {
+      channels = std::min(channels / step * step, CeilDiv(CeilDiv(c, CeilDiv(c, channels / step * step)), step) * step);
+    }
     count = CeilDiv(c, channels);
   }
   int64_t Channels(int64_t block) const { return std::min(channels, c - block * channels); }
@@ -30,8 +38,12 @@ struct Blocks {
   int64_t taps, c, channels, count;
 };
 
-// Of product.cpp: the block of a panel, from the filter as it lies in memory.
+// The block of a panel, from the filter as it lies in memory.
 void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t block, float* out);
+
+// See Products.
+int64_t PackedBytes(const Filter& f);
+void Pack(const Filter& f, float* packed);
 
 // Of unpack.cpp: see Products.
 void Unpack(const Filter& f, const float* packed, float* data);

@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -9,168 +10,21 @@
 #include "functions.h"
 #include "panels.h"
 #include "parallel.h"
+#include "tile_amx.h"
+#include "tile_fma.h"
 #include "vec.h"
 
 namespace dfo::math {
 namespace {
 
-constexpr int kVectors = kColumns / kWidth;
-// As many rows of a tile as leave registers for the columns: 12 x 32 accumulators of AVX-512's 32 registers.
-constexpr int kRows = kWidth == 16 ? 12 : 3;
 // Bytes of x and of results that stay in the second-level cache while they are worked on.
 constexpr int64_t kCache = 1280 * 1024;
-// Nanoseconds, roughly: to gather a number of x, to read one of a packed filter, to pack one of a filter.
-constexpr double kGather = 0.1, kRead = 0.05, kPack = 0.25;
-// A larger filter is packed piece by piece, not as a whole before it is used.
-constexpr int64_t kPackedAtOnce = 64 << 20;
-
-// ---- packing -------------------------------------------------------------------------------------------------------
-
-// 16 or 8 rows of as many numbers, `stride` apart, as columns; column i goes to out(i).
-#if defined(__AVX512F__)
-template <class Out>
-inline void Transpose(const float* in, int64_t stride, const Out& out) {
-  __m512 a[16], b[16];
-  for (int i = 0; i < 16; ++i) { a[i] = _mm512_loadu_ps(in + i * stride); }
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    const auto d = [](__m512 v) { return _mm512_castps_pd(v); };
-    const auto s = [](__m512d v) { return _mm512_castpd_ps(v); };
-    a[i] = s(_mm512_unpacklo_pd(d(b[i]), d(b[i + 2])));
-    a[i + 1] = s(_mm512_unpackhi_pd(d(b[i]), d(b[i + 2])));
-    a[i + 2] = s(_mm512_unpacklo_pd(d(b[i + 1]), d(b[i + 3])));
-    a[i + 3] = s(_mm512_unpackhi_pd(d(b[i + 1]), d(b[i + 3])));
-  }
-  for (int i = 0; i < 4; ++i) {
-    b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-    b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xDD);
-    b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
-    b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xDD);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_ps(out(i), _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_ps(out(i + 8), _mm512_shuffle_f32x4(b[i], b[i + 8], 0xDD));
-    _mm512_storeu_ps(out(i + 4), _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
-    _mm512_storeu_ps(out(i + 12), _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xDD));
-  }
-}
-#else
-template <class Out>
-inline void Transpose(const float* in, int64_t stride, const Out& out) {
-  for (int i = 0; i < kWidth; ++i) {
-    float* to = out(i);
-    for (int j = 0; j < kWidth; ++j) { to[j] = in[j * stride + i]; }
-  }
-}
-#endif
-
-}  // namespace
-
-void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t block, float* out) {
-  const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
-  const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
-  const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
-  const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
-  int64_t i = 0;
-  if (torch_order && columns == kColumns && depth <= kDepth) {
-    // Where the numbers of a column, in torch's order (channel, tap), go: to find out takes a division for each.
-    int64_t places[kDepth];
-    for (int64_t c = 0, at = 0; c < channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap, ++at) { places[at] = (tap * channels + c) * kColumns; }
-    }
-    for (; i + kWidth <= depth; i += kWidth) {
-      for (int64_t j = 0; j < kColumns; j += kWidth) {
-        Transpose(in + j * f.strides[0] + i, f.strides[0], [&](int k) { return out + places[i + k] + j; });
-      }
-    }
-  }
-  for (; i < depth; ++i) {
-    const int64_t c = i / taps, tap = i % taps;
-    const float* from = in + c * f.strides[1] + tap / f.kw * f.strides[2] + tap % f.kw * f.strides[3];
-    float* to = out + (tap * channels + c) * kColumns;
-    for (int64_t j = 0; j < kColumns; ++j) { to[j] = j < columns ? from[j * f.strides[0]] : 0.0f; }
-  }
-}
-
-namespace {
-
-int64_t PackedBytes(const Filter& f) { return CeilDiv(f.n, kColumns) * Blocks(f).PanelSize() * sizeof(float); }
-
-void Pack(const Filter& f, float* packed) {
-  const Blocks blocks(f);
-  ForRanges(CeilDiv(f.n, kColumns), kEnough, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      float* to = packed + panel * blocks.PanelSize();
-      for (int64_t block = 0; block < blocks.count; ++block) { PackBlock(f, blocks, panel, block, to + blocks.Offset(block)); }
-    }
-  });
-}
-
-// ---- the product ---------------------------------------------------------------------------------------------------
-
-// The memory of the filter's next block, fetched line by line while this one is computed with: at a latent of 8 x 8 a
-// filter is read from memory about as fast as it is used.
-struct Ahead {
-  const char* row = nullptr;
-  int64_t line = 0, lines = 0, rows = 0, stride = 0;  // stride in bytes
-
-  void Fetch() {
-    _mm_prefetch(row + line * 64, _MM_HINT_T1);
-    if (++line < lines) { return; }
-    line = 0;
-    if (rows > 0) { --rows, row += stride; }
-  }
-};
-
-// out (kTile, kColumns) = or += a (kTile, depth; rows kDepth apart) times b (depth, kColumns).
-template <int kTile>
-void Tile(const float* __restrict a, const float* __restrict b, int64_t depth, bool add, float* __restrict out, Ahead* next) {
-  Ahead ahead = *next;
-  F sum[kTile][kVectors];
-#pragma GCC unroll 12
-  for (int r = 0; r < kTile; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) { sum[r][v] = Set(0); }
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    ahead.Fetch();
-    F column[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) { column[v] = Load(b + k * kColumns + v * kWidth, All{}); }
-#pragma GCC unroll 12
-    for (int r = 0; r < kTile; ++r) {
-      const F value = Set(a[r * kDepth + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) { sum[r][v] = Fma(value, column[v], sum[r][v]); }
-    }
-  }
-  *next = ahead;
-#pragma GCC unroll 12
-  for (int r = 0; r < kTile; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      float* at = out + r * kColumns + v * kWidth;
-      Store(at, add ? Load(at, All{}) + sum[r][v] : sum[r][v], All{});
-    }
-  }
-}
-
-// Only as many rows as there are, or one more.
-void RunTile(int rows, const float* a, const float* b, int64_t depth, bool add, float* out, Ahead* next) {
-#if defined(__AVX512F__)
-  if (rows > 8) { return Tile<12>(a, b, depth, add, out, next); }
-  if (rows > 4) { return Tile<8>(a, b, depth, add, out, next); }
-  if (rows > 2) { return Tile<4>(a, b, depth, add, out, next); }
-  if (rows > 1) { return Tile<2>(a, b, depth, add, out, next); }
-  return Tile<1>(a, b, depth, add, out, next);
-#else
-  if (rows > 1) { return Tile<3>(a, b, depth, add, out, next); }
-  return Tile<1>(a, b, depth, add, out, next);
-#endif
-}
+// Nanoseconds, roughly: to gather a number of x, to read one of a packed filter, to pack one of a filter, to split one.
+constexpr double kGather = 0.1, kRead = 0.05, kPack = 0.25, kSplit = 0.15;
+// A larger filter is prepared piece by piece, not as a whole before it is used.
+constexpr int64_t kPreparedAtOnce = 96 << 20;
+// Up to so many rows a tile on AMX would be mostly empty.
+[[maybe_unused]] constexpr int64_t kFewRows = 8;
 
 // kKernel x kKernel pixels of kCount numbers each; `line` and `step` lead to the next row and the next pixel.
 template <int kKernel, int kCount>
@@ -189,30 +43,70 @@ inline void CopyPixels(const float* __restrict from, int64_t line, int64_t step,
 }
 
 struct Free {
-  void operator()(float* p) const { std::free(p); }
+  void operator()(char* p) const { std::free(p); }
 };
 
 // Memory of one thread, kept for its next call.
 class Scratch {
  public:
-  float* Get(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset(static_cast<float*>(std::aligned_alloc(64, CeilDiv(floats * sizeof(float), 64) * 64)));
-      size_ = memory_ ? floats : 0;
+  // On a page of its own; null if there is none.
+  char* Get(int64_t bytes) {
+    if (bytes > size_) {
+      memory_.reset(static_cast<char*>(std::aligned_alloc(4096, CeilDiv(bytes, 4096) * 4096)));
+      size_ = memory_ ? bytes : 0;
     }
     return memory_.get();
   }
 
  private:
-  std::unique_ptr<float, Free> memory_;
+  std::unique_ptr<char, Free> memory_;
   int64_t size_ = 0;
 };
 
+// A filter's blocks as they are multiplied with, all of them.
+template <class Tiles>
+class Prepared {
+ public:
+  explicit Prepared(const Filter& f) : blocks_(f), panels_(CeilDiv(f.n, kColumns)), size_(Tiles::BlockBytes(blocks_.Depth(0))) {}
+
+  int64_t Bytes() const { return panels_ * blocks_.count * size_; }
+  const char* Block(int64_t panel, int64_t block) const { return memory_ + (panel * blocks_.count + block) * size_; }
+  bool filled() const { return memory_ != nullptr; }
+
+  // False where a number is not finite, and Tiles needs it to be.
+  bool Fill(const Product& p, char* memory) {
+    std::atomic<bool> fine{true};
+    ForRanges(panels_ * blocks_.count, kEnough, [&](int64_t begin, int64_t end) {
+      alignas(64) float floats[kDepth * kColumns];
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t panel = i / blocks_.count, block = i % blocks_.count;
+        char* to = memory + i * size_;
+        const float* from = p.packed + panel * blocks_.PanelSize() + blocks_.Offset(block);
+        if (p.packed == nullptr) {
+          float* packed = Tiles::kSplits ? floats : reinterpret_cast<float*>(to);
+          PackBlock(p.filter, blocks_, panel, block, packed);
+          from = packed;
+        }
+        if (!Tiles::Split(from, blocks_.Depth(block), to)) { fine = false; }
+      }
+    });
+    memory_ = memory;
+    return fine;
+  }
+
+ private:
+  Blocks blocks_;
+  int64_t panels_, size_;
+  const char* memory_ = nullptr;
+};
+
 // What one thread computes: tiles of rows [first_row, last_row) by panels [first_panel, last_panel).
+template <class Tiles>
 class Part {
  public:
-  Part(const Product& p, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel)
-      : p_(p), f_(p.filter), blocks_(p.filter), half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
+  Part(const Product& p, const Prepared<Tiles>& prepared, int64_t first_row, int64_t last_row, int64_t first_panel,
+       int64_t last_panel)
+      : p_(p), prepared_(prepared), f_(p.filter), blocks_(p.filter), half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
         first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
 
   // Whether it reads the filter more than once.
@@ -223,58 +117,71 @@ class Part {
     if (first_row_ >= last_row_ || first_panel_ >= last_panel_) { return true; }
     const auto [rows, group] = Sizes();
     const int64_t panels = group * (half_ ? 2 : 1);
+    const int64_t depth = blocks_.Depth(0), block = CeilDiv(depth * kColumns * 4, 64) * 64;
+    const int64_t results = panels * (rows + kRows) * kColumns * 4, made = CeilDiv(Tiles::BlockBytes(depth), 64) * 64;
     static thread_local Scratch scratch;
-    a_ = scratch.Get((rows + kRows) * kDepth + panels * (rows + kRows) * kColumns + kDepth * kColumns);
+    a_ = scratch.Get(CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096 + results + block + made);
     if (a_ == nullptr) { return false; }
-    c_ = a_ + (rows + kRows) * kDepth;
-    b_ = c_ + panels * (rows + kRows) * kColumns;
+    made_ = a_ + CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096;
+    c_ = reinterpret_cast<float*>(made_ + made);
+    b_ = c_ + results / 4;
+    [[maybe_unused]] typename Tiles::Registers registers;
     for (int64_t row = first_row_; row < last_row_; row += rows) {
       count_ = std::min(rows, last_row_ - row);
       for (int64_t panel = first_panel_; panel < last_panel_; panel += group) {
-        Group(row, panel, std::min(group, last_panel_ - panel));
+        if (!Group(row, panel, std::min(group, last_panel_ - panel))) { return false; }
       }
     }
     return true;
   }
 
  private:
-  int64_t Tiles() const { return CeilDiv(count_, kRows); }
+  static constexpr int kRows = Tiles::kRows;
+
+  int64_t PaddedRows() const { return CeilDiv(count_, kRows) * kRows; }
 
   // How many rows and panels at a time: x is gathered once for every group of panels, the filter read once for every
   // group of rows, and what belongs to both has to stay in the cache.
   std::pair<int64_t, int64_t> Sizes() const {
     const int64_t rows = last_row_ - first_row_, panels = last_panel_ - first_panel_;
+    const int64_t row = Tiles::RowBytes(blocks_.Depth(0));
+    const double split = Tiles::kSplits ? kSplit : 0, gather = kGather + split;
+    const double prepare = prepared_.filled() ? kRead : split + (p_.packed == nullptr ? kPack : kRead);
     std::pair<int64_t, int64_t> best{kRows, 1};
     double least = 0;
     for (int64_t groups = 1; groups <= panels; ++groups) {
       const int64_t group = CeilDiv(panels, groups), columns = group * kColumns * (half_ ? 2 : 1);
-      const int64_t fit = std::max<int64_t>(kCache / 4 / (kDepth + columns), kRows), parts = CeilDiv(rows, fit);
-      const double cost = kGather * static_cast<double>(CeilDiv(panels, group) * rows) +
-                          (p_.packed == nullptr ? kPack : kRead) * static_cast<double>(parts * panels * kColumns);
+      const int64_t fit = std::max<int64_t>(kCache / (row + columns * 4), kRows), parts = CeilDiv(rows, fit);
+      const double cost = gather * static_cast<double>(CeilDiv(panels, group) * rows) +
+                          prepare * static_cast<double>(parts * panels * kColumns);
       if (groups == 1 || cost < least) { least = cost, best = {CeilDiv(CeilDiv(rows, parts), kRows) * kRows, group}; }
       if (parts == 1) { break; }
     }
     return best;
   }
 
-  void Group(int64_t row, int64_t panel, int64_t panels) {
+  bool Group(int64_t row, int64_t panel, int64_t panels) {
+    bool fine = true;
     const int64_t all = panels * (half_ ? 2 : 1);
     // The i-th panel of the group: the gates come after what they gate.
     const auto number = [&](int64_t i) { return i < panels ? panel + i : panel + half_ + i - panels; };
     for (int64_t block = 0; block < blocks_.count; ++block) {
-      Gather(row, block);
+      fine &= Gather(row, block);
       for (int64_t i = 0; i < all; ++i) {
         const bool last = i + 1 == all;
-        Multiply(number(i), block, number(last ? 0 : i + 1), std::min(block + last, blocks_.count - 1), C(i));
+        fine &= Multiply(number(i), block, number(last ? 0 : i + 1), std::min(block + last, blocks_.count - 1), C(i));
       }
     }
+    if (!fine) { return Part<FmaTiles>(p_, Prepared<FmaTiles>(f_), row, row + count_, panel, panel + panels).Run(); }
     for (int64_t r = 0; r < count_; ++r) { Finish(row + r, r, panel, panels); }
+    return true;
   }
 
-  float* C(int64_t place) const { return c_ + place * Tiles() * kRows * kColumns; }
+  float* C(int64_t place) const { return c_ + place * PaddedRows() * kColumns; }
 
   // Where the filter's block will be read.
   Ahead Next(int64_t panel, int64_t block) const {
+    if (prepared_.filled()) { return {prepared_.Block(panel, block), 0, Tiles::BlockBytes(blocks_.Depth(block)) / 64, 0, 0}; }
     if (p_.packed != nullptr) {
       return {reinterpret_cast<const char*>(p_.packed + panel * blocks_.PanelSize() + blocks_.Offset(block)), 0,
               blocks_.Depth(block) * kColumns / 16, 0, 0};
@@ -283,43 +190,61 @@ class Part {
     return {reinterpret_cast<const char*>(first), 0, blocks_.Depth(block) / 16 + 1, kColumns, f_.strides[0] * 4};
   }
 
-  void Multiply(int64_t panel, int64_t block, int64_t next_panel, int64_t next_block, float* c) {
+  // This and Gather: false where a number is not finite, and Tiles needs it to be.
+  bool Multiply(int64_t panel, int64_t block, int64_t next_panel, int64_t next_block, float* c) {
     Ahead next = Next(next_panel, next_block);
-    const float* b = p_.packed + panel * blocks_.PanelSize() + blocks_.Offset(block);
-    if (p_.packed == nullptr) {
-      PackBlock(f_, blocks_, panel, block, b_);
-      b = b_;
-    }
     const int64_t depth = blocks_.Depth(block);
-    for (int64_t t = 0; t < count_; t += kRows) {
-      RunTile(static_cast<int>(std::min<int64_t>(kRows, count_ - t)), a_ + t * kDepth, b, depth, block > 0, c + t * kColumns,
-              &next);
+    bool fine = true;
+    const char* b = nullptr;
+    if (prepared_.filled()) {
+      b = prepared_.Block(panel, block);
+    } else {
+      const float* floats = p_.packed + panel * blocks_.PanelSize() + blocks_.Offset(block);
+      if (p_.packed == nullptr) {
+        PackBlock(f_, blocks_, panel, block, b_);
+        floats = b_;
+      }
+      fine = Tiles::Split(floats, depth, made_);
+      b = Tiles::kSplits ? made_ : reinterpret_cast<const char*>(floats);
     }
+    for (int64_t begin = 0; begin < depth; begin += Tiles::kPart) {
+      for (int64_t t = 0; t < count_; t += kRows) {
+        Tiles::Multiply(a_, t, static_cast<int>(std::min<int64_t>(kRows, count_ - t)), b, begin, depth, block + begin > 0,
+                        c + t * kColumns, &next);
+      }
+    }
+    return fine;
   }
 
   // The numbers of x that a block of the filter meets, row by row of the result; zeros where they lie outside.
-  void Gather(int64_t row, int64_t block) {
-    const int64_t channels = blocks_.Channels(block);
+  bool Gather(int64_t row, int64_t block) {
+    const int64_t channels = blocks_.Channels(block), depth = blocks_.Depth(block);
     const float* x = p_.x + block * blocks_.channels;
     const int64_t line = p_.dilation[0] * p_.w * f_.c, step = p_.dilation[1] * f_.c;
-    const bool common = f_.kh == 3 && f_.kw == 3 && channels == 16;
+    const bool common = f_.kh == 3 && f_.kw == 3 && channels == kDepth / 9;
+    bool fine = true;
     int64_t ox = row % p_.ow, oy = row / p_.ow % p_.oh, image = row / p_.ow / p_.oh;
     for (int64_t r = 0; r < count_; ++r) {
-      float* to = a_ + r * kDepth;
+      float* to = Tiles::Row(a_, r);
       const int64_t top = oy * p_.stride[0] - p_.padding[0], left = ox * p_.stride[1] - p_.padding[1];
       const float* from = x + ((image * p_.h + top) * p_.w + left) * f_.c;
       if (common && top >= 0 && left >= 0 && top + 2 * p_.dilation[0] < p_.h && left + 2 * p_.dilation[1] < p_.w) {
-        CopyPixels<3, 16>(from, line, step, to);
+        CopyPixels<3, kDepth / 9>(from, line, step, to);
       } else {
         CopyInside(from, top, left, line, step, channels, to);
       }
+      fine &= Tiles::Put(to, depth, a_, r);
       if (++ox == p_.ow) {
         ox = 0;
         if (++oy == p_.oh) { oy = 0, ++image; }
       }
     }
-    const int64_t end = Tiles() * kRows;
-    if (count_ < end) { std::memset(a_ + count_ * kDepth, 0, (end - count_) * kDepth * sizeof(float)); }
+    for (int64_t r = count_; r < PaddedRows(); ++r) {
+      float* to = Tiles::Row(a_, r);
+      std::fill(to, to + depth, 0.0f);
+      Tiles::Put(to, depth, a_, r);
+    }
+    return fine;
   }
 
   // What of the pixels from (top, left) on is inside the image, and zeros.
@@ -365,24 +290,26 @@ class Part {
   }
 
   const Product& p_;
+  const Prepared<Tiles>& prepared_;
   const Filter& f_;
   Blocks blocks_;
   int64_t half_;  // panels between a column and its gate
   int64_t first_row_, last_row_, first_panel_, last_panel_;
   int64_t count_ = 0;
-  float *a_ = nullptr, *b_ = nullptr, *c_ = nullptr;
+  char *a_ = nullptr, *made_ = nullptr;
+  float *b_ = nullptr, *c_ = nullptr;
 };
 
 // The threads as a grid over rows and columns, (down, across): the one that leaves none with more than the others; of
 // equal ones the one that reads less (each row of threads reads the whole filter, each column all of x).
-std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels) {
-  const int64_t tiles = CeilDiv(rows, kRows);
+std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels, int64_t tile_rows) {
+  const int64_t tiles = CeilDiv(rows, tile_rows);
   int64_t across = 1;
   double best = 0;
   for (int64_t n = 1; n <= threads; ++n) {
     if (threads % n != 0) { continue; }
     const int64_t m = threads / n;
-    const double work = static_cast<double>(CeilDiv(panels, n)) * CeilDiv(tiles, m) * kRows * kColumns;
+    const double work = static_cast<double>(CeilDiv(panels, n)) * CeilDiv(tiles, m) * tile_rows * kColumns;
     const double reads = static_cast<double>(m) * panels * kColumns + static_cast<double>(n) * rows;
     const double cost = work + reads;
     if (best == 0 || cost < best) { best = cost, across = n; }
@@ -390,33 +317,38 @@ std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels) 
   return {threads / across, across};
 }
 
-bool Run(const Product& p) {
-  const int64_t rows = p.batch * p.oh * p.ow, tiles = CeilDiv(rows, kRows);
+template <class Tiles>
+bool RunWith(const Product& p) {
+  const int64_t rows = p.batch * p.oh * p.ow, tiles = CeilDiv(rows, Tiles::kRows);
   const int64_t panels = CeilDiv(p.filter.n, kColumns) / (p.gate == Act::kNone ? 1 : 2);
   const int64_t depth = p.filter.c * p.filter.kh * p.filter.kw;
-  if (rows * panels * kColumns * depth < kEnough) {
-    return Part(p, 0, rows, 0, panels).Run();
-  }
-  Product product = p;
+  Prepared<Tiles> prepared(p.filter);
+  if (rows * panels * kColumns * depth < kEnough) { return Part<Tiles>(p, prepared, 0, rows, 0, panels).Run(); }
   const auto part = [&](int64_t thread, std::pair<int64_t, int64_t> grid) {
     const auto [down, across] = grid;
     const int64_t i = thread / across, j = thread % across;
-    const auto row = [&](int64_t k) { return std::min(rows, tiles * k / down * kRows); };
-    return Part(product, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across);
+    const auto row = [&](int64_t k) { return std::min(rows, tiles * k / down * Tiles::kRows); };
+    return Part<Tiles>(p, prepared, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across);
   };
-  // A filter that would be packed more than once, by several threads or for several groups of rows, is packed before.
+  // A filter that would be prepared more than once, by several threads or for several groups of rows, is prepared before.
   static thread_local Scratch whole;
-  const auto grid = Grid(omp_get_max_threads(), rows, panels);
-  if (p.packed == nullptr && PackedBytes(p.filter) <= kPackedAtOnce && (grid.first > 1 || part(0, grid).Repeats())) {
-    if (float* memory = whole.Get(PackedBytes(p.filter) / 4)) {
-      Pack(p.filter, memory);
-      product.packed = memory;
-    }
+  const auto grid = Grid(omp_get_max_threads(), rows, panels, Tiles::kRows);
+  if ((Tiles::kSplits || p.packed == nullptr) && prepared.Bytes() <= kPreparedAtOnce &&
+      (grid.first > 1 || part(0, grid).Repeats())) {
+    char* memory = whole.Get(prepared.Bytes());
+    if (memory != nullptr && !prepared.Fill(p, memory)) { return RunWith<FmaTiles>(p); }
   }
   bool done = true;
 #pragma omp parallel reduction(&& : done)
-  done = part(omp_get_thread_num(), Grid(omp_get_num_threads(), rows, panels)).Run();
+  done = part(omp_get_thread_num(), Grid(omp_get_num_threads(), rows, panels, Tiles::kRows)).Run();
   return done;
+}
+
+bool Run(const Product& p) {
+#if defined(__AMX_BF16__)
+  if (p.batch * p.oh * p.ow > kFewRows) { return RunWith<AmxTiles>(p); }
+#endif
+  return RunWith<FmaTiles>(p);
 }
 
 const Products kProducts = {PackedBytes, Pack, Unpack, Ordered, UnpackRange, SameRange, Run};
