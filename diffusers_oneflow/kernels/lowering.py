@@ -11,8 +11,12 @@ import torch
 from ..interop import Weight, flow_tensor
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype
+from . import loader
 from .node import ACTIVATIONS, TYPES, broadcast_strides, node
 from .weights import filter_sizes
+
+# From so many rows and keys on the pack's own attention is the faster one: splitting keys has to pay.
+_ROWS, _KEYS = 32, 128
 
 _TABLE: dict[str, Callable] = {}
 _TAKES_WEIGHTS: set[str] = set()
@@ -151,9 +155,11 @@ def attention(q, k, v, mask, heads, causal, scale):
         inputs.append(mask)
         sizes = (b, heads, m, n)
         strides = broadcast_strides(mask.shape, sizes)
+    own = dtype == torch.float32 and m >= _ROWS and n >= _KEYS and loader.pack().has_attention()
+    q_strides, k_strides = [m * width, width, d], [n * width, width, d]
     return node(
-        "dfo_flash_attention", inputs, (b, m, width), dtype, b, m, n, heads, d, [m * width, width, d], [n * width, width, d],
-        [n * width, width, d], causal, scale, TYPES[dtype], sizes, strides,
+        "dfo_attention" if own else "dfo_flash_attention", inputs, (b, m, width), dtype, b, m, n, heads, d, q_strides, k_strides,
+        k_strides, causal, scale, TYPES[dtype], sizes, strides,
     )  # fmt: skip
 
 

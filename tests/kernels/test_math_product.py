@@ -33,6 +33,7 @@ class Products(ctypes.Structure):
         ("unpack_range", ctypes.CFUNCTYPE(None, ctypes.POINTER(Filter), ptr, i64, i64, ptr)),
         ("same_range", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Filter), ptr, i64, i64, ptr)),
         ("run", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Product))),
+        ("attention", ptr),
     )
 
 

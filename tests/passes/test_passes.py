@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from diffusers_oneflow import parity, passes
+import diffusers_oneflow
+from diffusers_oneflow import OneFlowConfig, explain, parity, passes
+from diffusers_oneflow.kernels import loader
 from tests.test_capture import program_of
 
 
@@ -109,9 +111,6 @@ def test_a_fused_op_computes_what_its_parts_did():
 
 @torch.no_grad()
 def test_a_bool_mask_goes_into_the_attention_kernel():
-    import diffusers_oneflow
-    from diffusers_oneflow import OneFlowConfig, explain
-
     class Masked(torch.nn.Module):
         def forward(self, q, mask):
             return torch.nn.functional.scaled_dot_product_attention(q, q, q, mask)
@@ -147,3 +146,21 @@ def test_empty_parts_of_a_concatenation_go():
     assert ops == {"aten.sin.default": 1, "aten.cat.default": 1}
     found = parity.component(Function(function).eval(), (X,), {})
     assert found.passed, found
+
+
+@torch.no_grad()
+@pytest.mark.skipif(loader.instruction_set() != "amx", reason="this processor has no AMX")
+def test_attention_of_many_keys_has_a_kernel_of_its_own():
+    """It leaves what is not finite to torch's: results are the same."""
+
+    class Attend(torch.nn.Module):
+        def forward(self, q, k, mask):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, k, mask)
+
+    q, k, mask = torch.randn(2, 2, 40, 8), torch.randn(2, 2, 150, 8), torch.randn(2, 1, 1, 150)
+    module = diffusers_oneflow.compile(Attend(), OneFlowConfig(fallback="error"))
+    torch.testing.assert_close(module(q, k, mask), module._call_impl(q, k, mask), rtol=1e-5, atol=1e-6)
+    k[1, 1, 3, 2] = float("inf")
+    torch.testing.assert_close(module(q, k, mask), module._call_impl(q, k, mask), rtol=1e-5, atol=1e-6, equal_nan=True)
+    kernels = explain(module, show=False)["Attend"].graphs[0].kernels
+    assert kernels["oneflow.attention.default"] == {"dfo_attention": 1}

@@ -125,6 +125,8 @@ PyObject* FilterSource(PyObject*, PyObject* args) {
   return PyCapsule_New(source, dfo::kSourceName, DestroySource);
 }
 
+PyObject* HasAttention(PyObject*, PyObject*) { return PyBool_FromLong(dfo::ProductsMath().attention != nullptr); }
+
 PyObject* Open(PyObject*, PyObject*) {
   dfo::Open();
   Py_RETURN_NONE;
@@ -167,6 +169,7 @@ PyMethodDef methods[] = {
     {"filter_source", FilterSource, METH_VARARGS,
      "filter_source(address, sizes, strides, address of the packed filter): a source for `Released`, or None where the filter\n"
      "does not lie in memory in order."},
+    {"has_attention", HasAttention, METH_NOARGS, "Whether the loaded library has an attention of its own."},
     {"open", Open, METH_NOARGS, "From now on kernels wait for serve(); call it before a graph is started."},
     {"serve", Serve, METH_NOARGS, "Do the started graph's work on this thread."},
     {"profile", Profile, METH_O, "Start or end measuring each kernel."},

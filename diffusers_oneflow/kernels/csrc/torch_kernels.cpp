@@ -1,6 +1,6 @@
 // What torch's libraries compute, through its C interface: convolutions and linear layers of half types and in groups
 // (oneDNN), and attention.
-#include <cstring>
+#include <algorithm>
 
 #include "kernel.h"
 #include "torch_c.h"
@@ -114,9 +114,11 @@ class Linear final : public Kernel {
   bool adds_;
 };
 
-// q (b, m, heads * d), k and v (b, n, heads * d) -> (b, m, heads * d).
+// q (b, m, heads * d), k and v (b, n, heads * d) -> (b, m, heads * d), by torch's flash attention or, if kOwn, by the pack's
+// own; that leaves to torch what is not finite.
 // ints: b, m, n, heads, d, strides of q, k and v as (batch, token, head) each, causal, scale, type, mask's sizes and
 // strides (none without a mask; then the fourth input is the mask).
+template <bool kOwn>
 class Attention final : public Kernel {
  public:
   explicit Attention(Params p)
@@ -124,6 +126,7 @@ class Attention final : public Kernel {
         causal_(p.Int() != 0), scale_(p.Float()), type_(p.Type()), mask_sizes_(p.Ints()), mask_strides_(p.Ints()) {}
 
   void Run(const Buffers& b) override {
+    if (kOwn && RunOwn(b)) { return; }
     const Tensor q = Heads(b.in[0], m_, q_), k = Heads(b.in[1], n_, k_), v = Heads(b.in[2], n_, v_);
     Tensor mask, made, logsumexp;
     Handle mask_handle = nullptr;
@@ -140,6 +143,19 @@ class Attention final : public Kernel {
   }
 
  private:
+  bool RunOwn(const Buffers& b) const {
+    const auto data = [&](size_t i) { return static_cast<const float*>(b.in[i]); };
+    const bool masked = !mask_sizes_.empty();
+    math::AttentionCall call{data(0), data(1), data(2), masked ? data(3) : nullptr, static_cast<float*>(b.out), b_, m_, n_, heads_, d_};
+    std::copy_n(q_.data(), 3, call.q_strides);
+    std::copy_n(k_.data(), 3, call.k_strides);
+    std::copy_n(v_.data(), 3, call.v_strides);
+    if (masked) { std::copy_n(mask_strides_.data(), 4, call.mask_strides); }
+    call.causal = causal_;
+    call.scale = static_cast<float>(scale_);
+    return ProductsMath().attention(call);
+  }
+
   Tensor Heads(const void* data, int64_t tokens, const std::vector<int64_t>& strides) const {
     return Tensor(data, type_, {b_, heads_, tokens, d_}, {strides[0], strides[2], strides[1], 1});
   }
@@ -157,7 +173,8 @@ class Attention final : public Kernel {
 std::vector<KernelKind> TorchKernels() {
   return {{"dfo_onednn_convolution", Make<Convolution>},
           {"dfo_onednn_linear", Make<Linear>},
-          {"dfo_flash_attention", Make<Attention>}};
+          {"dfo_flash_attention", Make<Attention<false>>},
+          {"dfo_attention", Make<Attention<true>>}};
 }
 
 }  // namespace dfo

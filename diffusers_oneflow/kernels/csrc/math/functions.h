@@ -18,13 +18,18 @@ inline F EachLane(F x, const Function& function) {
   return x;
 }
 
+// exp(r) for |r| <= log(2) / 2.
+inline F ExpOfFraction(F r) {
+  return Polynomial(r, Set(1.37805939e-3f), 8.37312452e-3f, 4.16695364e-2f, 1.66664720e-1f, 4.99999851e-1f, 1.0f, 1.0f);
+}
+
 inline F Exp(F x) {
   // Outside of these bounds the result is 0 or infinite; a NaN goes through.
   x = MinOrB(Set(104.0f), MaxOrB(Set(-104.0f), x));
   const F n = Round(x * 1.44269504f);
   F r = Fma(n, Set(-0x1.62e400p-1f), x);
   r = Fma(n, Set(-0x1.7f7d1cp-20f), r);
-  return Scale(Polynomial(r, Set(1.37805939e-3f), 8.37312452e-3f, 4.16695364e-2f, 1.66664720e-1f, 4.99999851e-1f, 1.0f, 1.0f), n);
+  return Scale(ExpOfFraction(r), n);
 }
 
 // 1 - erf(t) for t > 0.92: not by way of erf, which is 1 to the last bit from 4 on.

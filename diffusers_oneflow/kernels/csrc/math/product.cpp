@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <utility>
 
 #include "functions.h"
 #include "panels.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "tile_amx.h"
 #include "tile_fma.h"
 #include "vec.h"
@@ -41,27 +40,6 @@ inline void CopyPixels(const float* __restrict from, int64_t line, int64_t step,
     _mm_prefetch(reinterpret_cast<const char*>(from + ky * line + kCount), _MM_HINT_T1);
   }
 }
-
-struct Free {
-  void operator()(char* p) const { std::free(p); }
-};
-
-// Memory of one thread, kept for its next call.
-class Scratch {
- public:
-  // On a page of its own; null if there is none.
-  char* Get(int64_t bytes) {
-    if (bytes > size_) {
-      memory_.reset(static_cast<char*>(std::aligned_alloc(4096, CeilDiv(bytes, 4096) * 4096)));
-      size_ = memory_ ? bytes : 0;
-    }
-    return memory_.get();
-  }
-
- private:
-  std::unique_ptr<char, Free> memory_;
-  int64_t size_ = 0;
-};
 
 // A filter's blocks as they are multiplied with, all of them.
 template <class Tiles>
@@ -351,7 +329,11 @@ bool Run(const Product& p) {
   return RunWith<FmaTiles>(p);
 }
 
-const Products kProducts = {PackedBytes, Pack, Unpack, Ordered, UnpackRange, SameRange, Run};
+#if !defined(__AMX_BF16__)
+constexpr bool (*RunAttention)(const AttentionCall&) = nullptr;
+#endif
+
+const Products kProducts = {PackedBytes, Pack, Unpack, Ordered, UnpackRange, SameRange, Run, RunAttention};
 
 }  // namespace
 }  // namespace dfo::math

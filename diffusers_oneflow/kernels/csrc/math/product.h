@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 
+#include "attention.h"
 #include "math.h"
 
 namespace dfo::math {
@@ -45,6 +46,8 @@ struct Products {
   bool (*same_range)(const Filter& filter, const float* packed, int64_t first, int64_t count, const float* data);
   // False if there is no memory for its scratch; y is undefined then.
   bool (*run)(const Product& product);
+  // Null where the processor has no AMX. False where q, k or v are not finite, or there is no memory; y is undefined then.
+  bool (*attention)(const AttentionCall& call);
 };
 
 }  // namespace dfo::math
