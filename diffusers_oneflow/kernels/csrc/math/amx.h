@@ -121,7 +121,7 @@ inline void ZeroTiles() {
 }
 
 inline void FetchSome(Ahead* next) {
-  for (int i = 0; i < 8 && next->lines > 0; ++i) { next->Fetch(); }
+  for (int64_t i = 0; i < next->some && next->lines > 0; ++i) { next->Fetch(); }
 }
 
 constexpr int kHigh = 0, kMiddle = kTile, kLow = 2 * kTile;  // of a step of rows; twice that of columns

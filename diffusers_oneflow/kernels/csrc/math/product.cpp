@@ -5,13 +5,14 @@
 #include <cstring>
 #include <utility>
 
-#include "functions.h"
+#include "finish.h"
+#include "gather.h"
 #include "panels.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "tile_amx.h"
 #include "tile_fma.h"
-#include "vec.h"
+#include "turned.h"
 
 namespace dfo::math {
 namespace {
@@ -24,22 +25,6 @@ constexpr double kGather = 0.1, kRead = 0.05, kPack = 0.25, kSplit = 0.15;
 constexpr int64_t kPreparedAtOnce = 96 << 20;
 // Up to so many rows a tile on AMX would be mostly empty.
 [[maybe_unused]] constexpr int64_t kFewRows = 8;
-
-// kKernel x kKernel pixels of kCount numbers each; `line` and `step` lead to the next row and the next pixel.
-template <int kKernel, int kCount>
-inline void CopyPixels(const float* __restrict from, int64_t line, int64_t step, float* __restrict to) {
-#pragma GCC unroll 3
-  for (int ky = 0; ky < kKernel; ++ky) {
-#pragma GCC unroll 3
-    for (int kx = 0; kx < kKernel; ++kx) {
-      const float* pixel = from + ky * line + kx * step;
-#pragma GCC unroll 2
-      for (int i = 0; i < kCount; i += kWidth) { Store(to + (ky * kKernel + kx) * kCount + i, Load(pixel + i, All{}), All{}); }
-    }
-    // The same pixels are wanted for the next block.
-    _mm_prefetch(reinterpret_cast<const char*>(from + ky * line + kCount), _MM_HINT_T1);
-  }
-}
 
 // A filter's blocks as they are multiplied with, all of them.
 template <class Tiles>
@@ -194,29 +179,12 @@ class Part {
     return fine;
   }
 
-  // The numbers of x that a block of the filter meets, row by row of the result; zeros where they lie outside.
+  // The numbers of x that a block of the filter meets.
   bool Gather(int64_t row, int64_t block) {
     const int64_t channels = blocks_.Channels(block), depth = blocks_.Depth(block);
-    const float* x = p_.x + block * blocks_.channels;
-    const int64_t line = p_.dilation[0] * p_.w * f_.c, step = p_.dilation[1] * f_.c;
-    const bool common = f_.kh == 3 && f_.kw == 3 && channels == kDepth / 9;
     bool fine = true;
-    int64_t ox = row % p_.ow, oy = row / p_.ow % p_.oh, image = row / p_.ow / p_.oh;
-    for (int64_t r = 0; r < count_; ++r) {
-      float* to = Tiles::Row(a_, r);
-      const int64_t top = oy * p_.stride[0] - p_.padding[0], left = ox * p_.stride[1] - p_.padding[1];
-      const float* from = x + ((image * p_.h + top) * p_.w + left) * f_.c;
-      if (common && top >= 0 && left >= 0 && top + 2 * p_.dilation[0] < p_.h && left + 2 * p_.dilation[1] < p_.w) {
-        CopyPixels<3, kDepth / 9>(from, line, step, to);
-      } else {
-        CopyInside(from, top, left, line, step, channels, to);
-      }
-      fine &= Tiles::Put(to, depth, a_, r);
-      if (++ox == p_.ow) {
-        ox = 0;
-        if (++oy == p_.oh) { oy = 0, ++image; }
-      }
-    }
+    GatherRows(p_, block * blocks_.channels, channels, row, count_, [&](int64_t r) { return Tiles::Row(a_, r); },
+               [&](int64_t r, const float* to) { fine &= Tiles::Put(to, depth, a_, r); });
     for (int64_t r = count_; r < PaddedRows(); ++r) {
       float* to = Tiles::Row(a_, r);
       std::fill(to, to + depth, 0.0f);
@@ -225,44 +193,11 @@ class Part {
     return fine;
   }
 
-  // What of the pixels from (top, left) on is inside the image, and zeros.
-  void CopyInside(const float* from, int64_t top, int64_t left, int64_t line, int64_t step, int64_t channels, float* to) {
-    for (int64_t ky = 0; ky < f_.kh; ++ky) {
-      const int64_t y = top + ky * p_.dilation[0];
-      for (int64_t kx = 0; kx < f_.kw; ++kx, to += channels) {
-        const int64_t at = left + kx * p_.dilation[1];
-        const bool inside = y >= 0 && y < p_.h && at >= 0 && at < p_.w;
-        const float* pixel = from + ky * line + kx * step;
-        ForVectors(channels, [&](int64_t i, auto lanes) { Store(to + i, inside ? Load(pixel + i, lanes) : Set(0), lanes); });
-      }
-    }
-  }
-
   // One row of results: what follows the product.
   void Finish(int64_t row, int64_t r, int64_t panel, int64_t panels) {
-    const int64_t columns = half_ ? f_.n / 2 : f_.n, first = panel * kColumns;
-    float* y = p_.y + row * columns + first;
-    const float* bias = p_.bias == nullptr ? nullptr : p_.bias + first;
-    const float* residual = p_.residual == nullptr ? nullptr : p_.residual + row * columns + first;
     WithAct(half_ ? p_.gate : p_.act, [&](auto act) {
       for (int64_t i = 0; i < panels; ++i) {
-        const float* c = C(i) + r * kColumns;
-        const float* gate = half_ ? C(panels + i) + r * kColumns : nullptr;
-        const int64_t at = i * kColumns;
-        ForVectors(std::min(kColumns, columns - first - at), [&](int64_t j, auto lanes) {
-          F value = Load(c + j, lanes);
-          if (bias != nullptr) { value += Load(bias + at + j, lanes); }
-          if (gate != nullptr) {
-            F other = Load(gate + j, lanes);
-            if (bias != nullptr) { other += Load(bias + columns + at + j, lanes); }
-            value *= act(other);
-          } else {
-            if (p_.act_first) { value = act(value); }
-            if (residual != nullptr) { value += Load(residual + at + j, lanes); }
-            if (!p_.act_first) { value = act(value); }
-          }
-          Store(y + at + j, value, lanes);
-        });
+        FinishColumns(p_, act, row, (panel + i) * kColumns, C(i) + r * kColumns, half_ ? C(panels + i) + r * kColumns : nullptr);
       }
     });
   }
@@ -324,7 +259,10 @@ bool RunWith(const Product& p) {
 
 bool Run(const Product& p) {
 #if defined(__AMX_BF16__)
-  if (p.batch * p.oh * p.ow > kFewRows) { return RunWith<AmxTiles>(p); }
+  if (p.batch * p.oh * p.ow > kFewRows) {
+    if (!Turns(p)) { return RunWith<AmxTiles>(p); }
+    if (RunTurned(p)) { return true; }
+  }
 #endif
   return RunWith<FmaTiles>(p);
 }

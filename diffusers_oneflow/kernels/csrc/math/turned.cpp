@@ -1,0 +1,212 @@
+#if defined(__AMX_BF16__)
+#include "turned.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "amx.h"
+#include "finish.h"
+#include "gather.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "transpose.h"
+
+namespace dfo::math {
+namespace {
+
+// Of more rows, to turn x costs more than the filter.
+constexpr int64_t kMostRows = 256;
+// Bytes of results of one thread that stay in the second-level cache, beside columns.
+constexpr int64_t kCache = 640 << 10, kColumnCache = 768 << 10;
+// As much of a block as stays in the first-level cache.
+constexpr int64_t kPartSteps = 3;
+
+// x as columns: for each block of channels and 32 pixels the steps of amx.h.
+class Pixels {
+ public:
+  explicit Pixels(const Product& p)
+      : p_(p), blocks_(p.filter), rows_(p.batch * p.oh * p.ow), panels_(CeilDiv(rows_, kColumns)),
+        size_(amx::BlockBytes(blocks_.Depth(0))) {}
+
+  int64_t Bytes() const { return panels_ * blocks_.count * size_; }
+  int64_t panels() const { return panels_; }
+  const Blocks& blocks() const { return blocks_; }
+  // Of one block, all pixels.
+  int64_t BlockBytes() const { return panels_ * size_; }
+  const char* Block(int64_t block, int64_t panel) const { return memory_ + (block * panels_ + panel) * size_; }
+
+  // False where a number is not finite.
+  bool Fill(char* memory) {
+    memory_ = memory;
+    std::atomic<bool> fine{true};
+    ForRanges(blocks_.count * panels_, rows_ * blocks_.PanelSize() / kColumns, [&](int64_t begin, int64_t end) {
+      alignas(64) float gathered[kColumns * kDepth], columns[kDepth * kColumns];
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t block = i / panels_, panel = i % panels_, depth = blocks_.Depth(block);
+        const int64_t count = std::min(kColumns, rows_ - panel * kColumns);
+        GatherRows(p_, block * blocks_.channels, blocks_.Channels(block), panel * kColumns, count,
+                   [&](int64_t r) { return gathered + r * kDepth; }, [](int64_t, const float*) {});
+        for (int64_t r = count; r < kColumns; ++r) { std::fill_n(gathered + r * kDepth, depth, 0.0f); }
+        Turn(gathered, blocks_.Channels(block), columns);
+        if (!amx::Split(columns, depth, memory + i * size_)) { fine = false; }
+      }
+    });
+    return fine;
+  }
+
+ private:
+  // (pixel, tap, channel) to (channel, tap, pixel): the order of the filter's numbers.
+  void Turn(const float* gathered, int64_t channels, float* columns) const {
+    const int64_t taps = blocks_.taps;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const float* from = gathered + tap * channels;
+      int64_t c = 0;
+      for (; c + kWidth <= channels; c += kWidth) {
+        for (int64_t j = 0; j < kColumns; j += kWidth) {
+          Transpose(from + j * kDepth + c, kDepth, [&](int k) { return columns + ((c + k) * taps + tap) * kColumns + j; });
+        }
+      }
+      for (; c < channels; ++c) {
+        for (int64_t j = 0; j < kColumns; ++j) { columns[(c * taps + tap) * kColumns + j] = from[j * kDepth + c]; }
+      }
+    }
+  }
+
+  const Product& p_;
+  Blocks blocks_;
+  int64_t rows_, panels_, size_;
+  char* memory_ = nullptr;
+};
+
+// What one thread computes: 32 output channels at a time, all pixels.
+class Channels {
+ public:
+  Channels(const Product& p, const Pixels& pixels)
+      : p_(p), pixels_(pixels), blocks_(pixels.blocks()), half_(p.gate == Act::kNone ? 0 : p.filter.n / 2) {}
+
+  // Tiles [begin, end) of 32 channels.
+  bool Run(int64_t begin, int64_t end) {
+    const int64_t tile_floats = pixels_.panels() * 32 * kColumns, sides = half_ ? 2 : 1;
+    const int64_t most = std::max<int64_t>(1, kCache / (tile_floats * 4 * sides));
+    const int64_t group = CeilDiv(end - begin, CeilDiv(end - begin, most));
+    // A row of the filter is read in pieces as long as possible: so the processor fetches it ahead.
+    const int64_t at_once = std::clamp<int64_t>(kColumnCache / pixels_.BlockBytes(), 1, blocks_.count);
+    static thread_local Scratch scratch;
+    a_ = scratch.Get(32 * amx::RowBytes(kDepth) + group * sides * tile_floats * 4);
+    if (a_ == nullptr) { return false; }
+    c_ = reinterpret_cast<float*>(a_ + 32 * amx::RowBytes(kDepth));
+    amx::Registers registers;
+    for (; begin < end; begin += group) {
+      const int64_t tiles = std::min(group, end - begin);
+      for (int64_t first = 0; first < blocks_.count; first += at_once) {
+        const int64_t last = std::min(first + at_once, blocks_.count);
+        for (int64_t i = 0; i < tiles * sides; ++i) {
+          for (int64_t block = first; block < last; ++block) {
+            const bool end_of_row = block + 1 == last;
+            const float* next = Row(Channel(begin, tiles, i + end_of_row), end_of_row ? first : block + 1);
+            if (!Multiply(Channel(begin, tiles, i), block, next, c_ + i * tile_floats)) { return false; }
+          }
+        }
+      }
+      for (int64_t i = 0; i < tiles; ++i) {
+        Finish((begin + i) * 32, c_ + i * tile_floats, half_ ? c_ + (tiles + i) * tile_floats : nullptr);
+      }
+    }
+    return true;
+  }
+
+ private:
+  // The first channel of the i-th tile of a group: the gates come after what they gate.
+  int64_t Channel(int64_t begin, int64_t tiles, int64_t i) const {
+    return i < tiles ? (begin + i) * 32 : half_ + (begin + i - tiles) * 32;
+  }
+
+  const float* Row(int64_t channel, int64_t block) const {
+    return p_.filter.data + channel * p_.filter.strides[0] + block * blocks_.channels * blocks_.taps;
+  }
+
+  bool Multiply(int64_t channel, int64_t block, const float* next_row, float* c) {
+    const Filter& f = p_.filter;
+    const int64_t depth = blocks_.Depth(block), steps = amx::Steps(depth);
+    const float* from = Row(channel, block);
+    static constexpr float kNone[kDepth] = {};
+    bool fine = true;
+    for (int64_t r = 0; r < 32; ++r) { fine &= amx::Put(channel + r < f.n ? from + r * f.strides[0] : kNone, depth, a_, r); }
+    if (!fine) { return false; }
+    // Fetched evenly while this block is multiplied: at once they would keep the pixels from their own memory.
+    const int64_t lines = depth / 16 + 1;
+    Ahead next{reinterpret_cast<const char*>(next_row), 0, lines, 31, f.strides[0] * 4, CeilDiv(lines * 32, pixels_.panels() * steps * 6)};
+    const int64_t sixteen = steps * amx::kParts * amx::kTile;
+    alignas(64) float made[32 * kColumns];
+    for (int64_t step = 0; step < steps; step += kPartSteps) {
+      const char* a = a_ + step * amx::kParts * amx::kTile;
+      const int64_t count = std::min(kPartSteps, steps - step);
+      for (int64_t panel = 0; panel < pixels_.panels(); ++panel) {
+        const char* columns = pixels_.Block(block, panel) + step * amx::kParts * 2 * amx::kTile;
+        float* to = c + panel * 32 * kColumns;
+        if (block + step == 0) {
+          amx::Multiply32x32(a, a + sixteen, columns, count, to, &next);
+          continue;
+        }
+        amx::Multiply32x32(a, a + sixteen, columns, count, made, &next);
+        for (int64_t i = 0; i < 32 * kColumns; i += kWidth) { Store(to + i, Load(to + i, All{}) + Load(made + i, All{}), All{}); }
+      }
+    }
+    return true;
+  }
+
+  // (channel, pixel) to rows of y.
+  void Finish(int64_t channel, const float* c, const float* gate) {
+    const int64_t rows = p_.batch * p_.oh * p_.ow;
+    alignas(64) float turned[2][32 * kColumns];
+    WithAct(half_ ? p_.gate : p_.act, [&](auto act) {
+      for (int64_t panel = 0; panel < pixels_.panels(); ++panel) {
+        Turn(c + panel * 32 * kColumns, turned[0]);
+        if (half_) { Turn(gate + panel * 32 * kColumns, turned[1]); }
+        for (int64_t r = 0; r < std::min(kColumns, rows - panel * kColumns); ++r) {
+          FinishColumns(p_, act, panel * kColumns + r, channel, turned[0] + r * 32, half_ ? turned[1] + r * 32 : nullptr);
+        }
+      }
+    });
+  }
+
+  static void Turn(const float* from, float* to) {
+    for (int64_t i = 0; i < 32; i += kWidth) {
+      for (int64_t j = 0; j < 32; j += kWidth) {
+        Transpose(from + i * 32 + j, 32, [&](int k) { return to + (j + k) * 32 + i; });
+      }
+    }
+  }
+
+  const Product& p_;
+  const Pixels& pixels_;
+  const Blocks& blocks_;
+  int64_t half_;
+  char* a_ = nullptr;
+  float* c_ = nullptr;
+};
+
+}  // namespace
+
+bool Turns(const Product& p) {
+  const Filter& f = p.filter;
+  const int64_t taps = f.kh * f.kw;
+  return p.packed == nullptr && p.batch * p.oh * p.ow <= kMostRows && f.strides[1] == taps && taps <= kDepth &&
+         (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
+}
+
+bool RunTurned(const Product& p) {
+  Pixels pixels(p);
+  static thread_local Scratch scratch;
+  char* memory = scratch.Get(pixels.Bytes());
+  if (memory == nullptr || !pixels.Fill(memory)) { return false; }
+  const int64_t tiles = CeilDiv(p.filter.n, 32) / (p.gate == Act::kNone ? 1 : 2);
+  std::atomic<bool> fine{true};
+  ForRanges(tiles, p.batch * p.oh * p.ow * tiles * p.filter.c * p.filter.kh * p.filter.kw, [&](int64_t begin, int64_t end) {
+    if (!Channels(p, pixels).Run(begin, end)) { fine = false; }
+  });
+  return fine;
+}
+
+}  // namespace dfo::math
+#endif
