@@ -84,7 +84,8 @@ def test_all_kinds_of_weights_give_the_same():
     for weights in ("packed", "shared"):
         torch.manual_seed(0)
         results.append(attached(Layers(), weights=weights)(x))
-    assert torch.equal(*results)
+    # Not to the bit: on AMX few rows meet a filter that is not packed in another order.
+    torch.testing.assert_close(*results, rtol=0, atol=2e-7)
 
 
 @torch.no_grad()
