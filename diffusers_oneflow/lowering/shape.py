@@ -200,6 +200,13 @@ def stack(tensors, dim=0):
     return cat([unsqueeze(x, _axis(dim, x.ndim + 1)) for x in tensors], _axis(dim, tensors[0].ndim + 1))
 
 
+@lowering("aten.unfold.default")
+def unfold(self, dimension, size, step):
+    dim = _axis(dimension, self.ndim)
+    last = self.shape[dim] - size
+    return stack([slice_(self, dim, i, last + i + 1, step) for i in range(size)], self.ndim)
+
+
 @lowering("aten.repeat.default")
 def repeat(self, repeats):
     x = reshaped(self, [1] * (len(repeats) - self.ndim) + list(self.shape))

@@ -199,6 +199,13 @@ def test_repeat(op, x, data):
     check(op, x, data.draw(st.lists(st.integers(1, 3), min_size=x.ndim + more, max_size=x.ndim + more)))
 
 
+@for_ops("unfold")
+@given(x=tensors(shapes(1, 4), ANY), step=st.integers(1, 3), data=st.data())
+def test_unfold(op, x, step, data):
+    dim = data.draw(dims(x))
+    check(op, x, dim, data.draw(st.integers(1, x.shape[dim])), step)
+
+
 @for_ops("repeat_interleave.self_int")
 @given(x=tensors(shapes(0, 3), ANY), times=st.integers(1, 3), data=st.data())
 def test_repeat_interleave(op, x, times, data):
