@@ -170,7 +170,7 @@ class Dispatcher:
             opened = self._open(base, call.numbers)
             key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
             entry = self._graphs.get(key)
-            if entry is None and (reason := next(filter(None, map(interop.refusal, call.tensors)), None)):
+            if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in call.tensors)), None)):
                 return reason
             if entry is None and opened and call.numbers:
                 entry = self._build(module, structure, call, True)

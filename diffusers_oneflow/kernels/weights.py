@@ -132,7 +132,8 @@ class WeightStore:
         key = ("convolution", id(weight), *stride, *padding, *dilation, groups)
 
         def pack(w):
-            return torch.ops.mkldnn._reorder_convolution_weight(_of_images(w).contiguous(), padding, stride, dilation, groups, image)
+            dense = _of_images(w).contiguous()
+            return torch.ops.mkldnn._reorder_convolution_weight(dense, padding, stride, dilation, groups, image)
 
         return self._slot(key, weight, pack)
 

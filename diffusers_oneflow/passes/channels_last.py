@@ -106,7 +106,7 @@ class ChannelsLast(Rewrite):
             self.why_not(node, "its window leaves out frames")
         else:
             moved = self._windows(program, self._moved(program, x), kt, stride[0], padding[0])
-            n, _, oh, ow, oc = self._shape(node)
+            _, _, oh, ow, oc = self._shape(node)
             args = (moved, weight, bias, stride[1:], padding[1:], dilation[1:], groups)
             frames = value(moved).shape[0]
             made = emit(program, native_ops.conv2d, args, (frames, oh, ow, oc), value(node).dtype, node)

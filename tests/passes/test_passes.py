@@ -191,3 +191,20 @@ def test_empty_parts_of_a_concatenation_go():
     assert ops == {"aten.sin.default": 1, "aten.cat.default": 1}
     found = parity.component(Function(function).eval(), (X,), {})
     assert found.passed, found
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (5, 9), "antialias": True}, {"size": (24, 3), "antialias": True}, {"scale_factor": 0.4, "antialias": True},
+        {"size": (5, 9), "antialias": True, "align_corners": True}, {"scale_factor": 1.7}, {"scale_factor": 0.6},
+    ],
+)  # fmt: skip
+def test_images_are_resized_by_matrices(mode, options):
+    resize = Function(lambda x: torch.nn.functional.interpolate(x, mode=mode, **options)).eval()
+    x = torch.randn(2, 3, 11, 8)
+    found = parity.component(resize, (x,), {})
+    assert found.passed, found
+    program = program_of(resize, x)
+    assert {r.name: r for r in passes.run(program)}["ResizeByMatrices"].applied == 1
