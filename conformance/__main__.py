@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from rich.console import Console
 
 from . import (  # noqa: F401  (they register their cases)
+    audio,
+    autoencoders,
     cascade,
     controlnet,
     demo,
@@ -21,6 +23,7 @@ from . import (  # noqa: F401  (they register their cases)
     kandinsky,
     pag,
     pixart_sana_etc,
+    qwen,
     sd3,
     sdxl,
     stable_diffusion,
