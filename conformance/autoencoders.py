@@ -73,12 +73,6 @@ def allegro() -> torch.nn.Module:
     return made
 
 
-def _magvit() -> torch.nn.Module:
-    return diffusers.AutoencoderKLMagvit(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, spatial_group_norm=False
-    )
-
-
 def _cosmos() -> torch.nn.Module:
     return diffusers.AutoencoderKLCosmos(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
@@ -124,7 +118,6 @@ def qwen() -> torch.nn.Module:
     )  # fmt: skip
 
 
-
 def _entry(name: str, make, inputs, **options) -> Entry:
     def parts() -> dict:
         return {"vae": make()}
@@ -148,7 +141,6 @@ ENTRIES = [
     _entry("AutoencoderKLHunyuanVideo", lambda: video_transformers.hunyuan()["vae"], frames(9)),
     _entry("AutoencoderKLHunyuanVideo15", _hunyuan15, frames(9)),
     _entry("AutoencoderKLAllegro", allegro, frames(16, 64)),
-    _entry("AutoencoderKLMagvit", _magvit, frames(9)),
     _entry("AutoencoderKLCosmos", _cosmos, frames(9, 32)),
     _entry("AutoencoderOobleck", oobleck, lambda: {"sample": _smooth(1, 2, 64)}),
 ]  # fmt: skip

@@ -133,7 +133,7 @@ def mochi() -> dict:
         qk_norm="rms_norm", text_embed_dim=WIDTH, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=12, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=12, encoder_block_out_channels=(64, 64, 64, 64), decoder_block_out_channels=(64, 64, 64, 64),
         layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
     return parts(transformer, vae)
@@ -148,7 +148,7 @@ def hunyuan() -> dict:
         pooled_projection_dim=WIDTH, rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        latent_channels=4, block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_num_groups=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4,
     )  # fmt: skip
     llama = transformers.LlamaConfig(

@@ -25,8 +25,8 @@ _IGNORED = frozenset((
 ))  # fmt: skip
 _SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device, type)
 _DEPTH = 4
-# Hooks that only hand on what the trace has anyway: transformers' way to return hidden states.
-_TRACEABLE_HOOKS = frozenset(("transformers.utils.output_capturing",))
+# Hooks that only hand on what the trace has anyway, transformers' way to return hidden states, or that only compute a weight.
+_TRACEABLE_HOOKS = frozenset(("transformers.utils.output_capturing", "torch.nn.utils.weight_norm"))
 
 
 class Structure:
