@@ -140,7 +140,7 @@ ENTRIES = [
     _entry("AutoencoderKLMochi", lambda: video_transformers.mochi()["vae"], frames(7)),
     _entry("AutoencoderKLHunyuanVideo", lambda: video_transformers.hunyuan()["vae"], frames(9)),
     _entry("AutoencoderKLHunyuanVideo15", _hunyuan15, frames(9)),
-    _entry("AutoencoderKLAllegro", allegro, frames(16, 64)),
+    _entry("AutoencoderKLAllegro", allegro, frames(24, 64)),
     _entry("AutoencoderKLCosmos", _cosmos, frames(9, 32)),
     _entry("AutoencoderOobleck", oobleck, lambda: {"sample": _smooth(1, 2, 64)}),
 ]  # fmt: skip

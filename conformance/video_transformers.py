@@ -193,7 +193,7 @@ ENTRIES = [
     Entry("SkyReelsV2ImageToVideoPipeline", _pictured(_sky, channels=36, image_dim=WIDTH),
           embedded(image=picture(16)), idle=("text_encoder",), fallbacks=WAN),
     Entry("AllegroPipeline", _allegro,
-          {"prompt": PROMPT, "height": 64, "width": 64, "num_frames": 8, "max_sequence_length": 16, "clean_caption": False}),
+          {"prompt": PROMPT, "height": 64, "width": 64, "num_frames": 24, "max_sequence_length": 16, "clean_caption": False}),
     Entry("SanaVideoPipeline", _sana, {
         "prompt": PROMPT, "height": 32, "width": 32, "frames": 9, "max_sequence_length": 16, "complex_human_instruction": None,
         "use_resolution_binning": False}, fallbacks={"vae.decoder": STATEFUL}),
