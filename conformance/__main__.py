@@ -21,6 +21,7 @@ from . import (  # noqa: F401  (they register their cases)
     full,
     ip_adapter,
     kandinsky,
+    newer,
     pag,
     pixart_sana_etc,
     qwen,

@@ -38,6 +38,14 @@ def qwen_vl() -> torch.nn.Module:
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
+def qwen3(cls=transformers.Qwen3Model) -> torch.nn.Module:
+    """Qwen 3, for `build.words`."""
+    return cls(transformers.Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=3, use_cache=False,
+    ))  # fmt: skip
+
+
 def parts(**changes) -> dict:
     """What QwenImagePipeline is made of."""
     return {
@@ -56,14 +64,10 @@ def _klein() -> dict:
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=WIDTH, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
-    text = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=3, use_cache=False,
-    ))  # fmt: skip
     tokenizer = build.words(512, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     return {
-        "transformer": build.stirred(transformer), "vae": flux2(), "text_encoder": text, "tokenizer": tokenizer,
-        "scheduler": build.flow_match(),
+        "transformer": build.stirred(transformer), "vae": flux2(), "text_encoder": qwen3(transformers.Qwen3ForCausalLM),
+        "tokenizer": tokenizer, "scheduler": build.flow_match(),
     }  # fmt: skip
 
 
