@@ -189,7 +189,7 @@ ENTRIES = [
           fallbacks=WAN),
     Entry("WanVACEPipeline", _vace, embedded(), idle=("text_encoder",), fallbacks=WAN),
     Entry("LucyEditPipeline", lambda: wan(32), embedded(video=FRAMES), idle=("text_encoder",), fallbacks=WAN),
-    Entry("SkyReelsV2Pipeline", _sky, embedded(), idle=("text_encoder",), fallbacks=WAN),
+    Entry("SkyReelsV2Pipeline", _sky, embedded(), idle=("text_encoder",), fallbacks={"vae.decoder": STATEFUL}),
     Entry("SkyReelsV2ImageToVideoPipeline", _pictured(_sky, channels=36, image_dim=WIDTH),
           embedded(image=picture(16)), idle=("text_encoder",), fallbacks=WAN),
     Entry("AllegroPipeline", _allegro,
