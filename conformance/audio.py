@@ -58,7 +58,7 @@ def _unet(cls=diffusers.UNet2DConditionModel, **options):
 
 def _named() -> dict:
     """The UNets of AudioLDM and MusicLDM know the sound by a class embedding."""
-    return {"cross_attention_dim": None, "class_embed_type": "simple_projection", "class_embeddings_concat": True,
+    return {"cross_attention_dim": (16, 32), "class_embed_type": "simple_projection", "class_embeddings_concat": True,
             "projection_class_embeddings_input_dim": WIDTH}  # fmt: skip
 
 
