@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from rich.console import Console
 
 from . import (  # noqa: F401  (they register their cases)
+    audio,
+    autoencoders,
     cascade,
     controlnet,
     demo,
@@ -19,8 +21,10 @@ from . import (  # noqa: F401  (they register their cases)
     full,
     ip_adapter,
     kandinsky,
+    newer,
     pag,
     pixart_sana_etc,
+    qwen,
     sd3,
     sdxl,
     stable_diffusion,

@@ -88,6 +88,11 @@ def _wuerstchen() -> dict:
     }  # fmt: skip
 
 
+def _wuerstchen_combined() -> dict:
+    made = {**_wuerstchen(), **{f"prior_{name}": part for name, part in _wuerstchen_prior().items()}}
+    return {name: part for name, part in made.items() if name != "latent_dim_scale"}
+
+
 def _latents() -> dict:
     return {"prompt": PROMPT, "image_embeddings": torch.randn(1, 4, 4, 4), "guidance_scale": 2.0}
 
@@ -102,8 +107,9 @@ ENTRIES = [
           {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=(*IDLE, "text_encoder")),
     Entry("WuerstchenPriorPipeline", _wuerstchen_prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"},
           values=LATENT),
-    # Antialiased bicubic resizing has no lowering yet.
-    Entry("WuerstchenDecoderPipeline", _wuerstchen, _latents, idle=IDLE, fallbacks={"decoder": "_upsample_bicubic2d_aa"}),
+    Entry("WuerstchenDecoderPipeline", _wuerstchen, _latents, idle=IDLE),
+    Entry("WuerstchenCombinedPipeline", _wuerstchen_combined,
+          {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=IDLE),
 ]  # fmt: skip
 
 register(ENTRIES)

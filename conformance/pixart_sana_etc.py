@@ -191,8 +191,6 @@ def _dit() -> dict:
     return {"transformer": build.stirred(transformer), "vae": build.vae(), "scheduler": diffusers.DDIMScheduler()}
 
 
-# Rotary embeddings as complex numbers, which OneFlow has not.
-COMPLEX = {"transformer": "complex64"}
 PAG = {"pag_scale": 3.0}
 
 ENTRIES = [
@@ -204,7 +202,7 @@ ENTRIES = [
     Entry("SanaControlNetPipeline", _sana_controlled, {**SANA_TEXT, "control_image": picture(32)}),
     Entry("SanaSprintPipeline", sprint, SANA_TEXT),
     Entry("SanaSprintImg2ImgPipeline", sprint, {**SANA_TEXT, "image": picture(32), "strength": 1.0}),
-    Entry("LuminaPipeline", _lumina, {**SHORT, "clean_caption": False}, fallbacks=COMPLEX),
+    Entry("LuminaPipeline", _lumina, {**SHORT, "clean_caption": False}),
     # It makes a list of lengths out of the mask, and cuts the prompts to them.
     Entry("Lumina2Pipeline", _lumina2, SHORT, fallbacks={"transformer": "data-dependent"}),
     Entry("AuraFlowPipeline", _aura, PLAIN),
@@ -216,9 +214,9 @@ ENTRIES = [
     Entry("CogView4ControlPipeline", lambda: _cogview4(8), {**SHORT, "control_image": picture(32)}),
     # It cleans prompts with ftfy, so it gets embeddings.
     Entry("PRXPipeline", _prx, _prx_inputs, idle=("text_encoder",)),
-    Entry("ZImagePipeline", z_image, SHORT, fallbacks=COMPLEX),
-    Entry("ZImageImg2ImgPipeline", z_image, {**SHORT, "image": picture(32), "strength": 1.0}, fallbacks=COMPLEX),
-    Entry("ZImageInpaintPipeline", z_image, {**sd.INPAINT, "max_sequence_length": 16}, fallbacks=COMPLEX),
+    Entry("ZImagePipeline", z_image, SHORT),
+    Entry("ZImageImg2ImgPipeline", z_image, {**SHORT, "image": picture(32), "strength": 1.0}),
+    Entry("ZImageInpaintPipeline", z_image, {**sd.INPAINT, "max_sequence_length": 16}),
     Entry("DiTPipeline", _dit, {"class_labels": [1, 7]}),
 ]  # fmt: skip
 

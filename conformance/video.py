@@ -72,6 +72,15 @@ def _modelscope() -> dict:
     return sd.without(*sd.SAFETY, "feature_extractor", unet=build.stirred(unet))
 
 
+def _i2vgen() -> dict:
+    unet = diffusers.I2VGenXLUNet(
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
+        num_attention_heads=2, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    )  # fmt: skip
+    return {**sd.without(*sd.SAFETY, unet=build.stirred(unet)), **sd.image_encoder()}
+
+
 # The pipeline puts it into the UNet.
 IDLE = ("motion_adapter",)
 
@@ -85,6 +94,8 @@ ENTRIES = [
     Entry("AnimateDiffSparseControlNetPipeline", _sparse, {**VIDEO, "conditioning_frames": FRAMES[:1]}, idle=IDLE),
     Entry("AnimateDiffPAGPipeline", lambda: {**_animated()(), "pag_applied_layers": ["mid_block.*attn1"]},
           {**VIDEO, "pag_scale": 3.0}, idle=IDLE),
+    Entry("PIAPipeline", _animated(unet=build.unet(in_channels=9)), {**VIDEO, "image": picture(32), "strength": 1.0}, idle=IDLE),
+    Entry("I2VGenXLPipeline", _i2vgen, {**VIDEO, "image": picture(32)}),
     Entry("StableVideoDiffusionPipeline", _svd, {"image": picture(32), "num_frames": 4, "height": 32, "width": 32}),
     Entry("TextToVideoSDPipeline", _modelscope, VIDEO),
     Entry("VideoToVideoSDPipeline", _modelscope, {"prompt": PROMPT, "video": FRAMES, "strength": 1.0}),

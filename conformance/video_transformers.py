@@ -1,6 +1,7 @@
 """Videos by transformers: CogVideoX, Wan, LTX, Mochi, Hunyuan Video, Allegro, Latte."""
 
 import diffusers
+import torch
 
 from . import build
 from .build import PROMPT, WIDTH
@@ -49,6 +50,68 @@ def wan(channels: int = 16, **changes) -> dict:
     return parts(transformer, _wan_vae(), **changes)
 
 
+def _pictured(make, **options):
+    """Wan's parts with CLIP's image encoder: hidden states of the transformer's `image_dim`."""
+
+    def made() -> dict:
+        encoder = build.clip_vision(projected=False)
+        return {**make(**options), "image_encoder": encoder, "image_processor": build.clip_images()}
+
+    return made
+
+
+def _sky(channels: int = 16, **changes) -> dict:
+    transformer = diffusers.SkyReelsV2Transformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=16, text_dim=WIDTH, freq_dim=32,
+        ffn_dim=32, num_layers=2, rope_max_seq_len=32, **changes,
+    )  # fmt: skip
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
+    return parts(transformer, _wan_vae(), scheduler=scheduler)
+
+
+def _vace() -> dict:
+    transformer = diffusers.WanVACETransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=WIDTH, freq_dim=32, ffn_dim=32,
+        num_layers=2, rope_max_seq_len=32, vace_layers=[0], vace_in_channels=96,
+    )  # fmt: skip
+    return parts(transformer, _wan_vae())
+
+
+def _allegro() -> dict:
+    from .autoencoders import allegro
+
+    transformer = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=1, cross_attention_dim=24,
+        sample_width=8, sample_height=8, sample_frames=8, caption_channels=WIDTH,
+    )  # fmt: skip
+    return parts(transformer, allegro(), scheduler=diffusers.DDIMScheduler())
+
+
+def _sana() -> dict:
+    from .pixart_sana_etc import gemma
+
+    transformer = diffusers.SanaVideoTransformer3DModel(
+        in_channels=16, out_channels=16, num_layers=2, num_attention_heads=2, attention_head_dim=12, num_cross_attention_heads=2,
+        cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=WIDTH, sample_size=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    return parts(transformer, _wan_vae(), text_encoder=gemma(), tokenizer=build.words(512))
+
+
+def embedded(**more):
+    """Inputs with embeddings in the place of a prompt, which would need a package to be cleaned."""
+
+    def made() -> dict:
+        embeds = {f"{sign}prompt_embeds": torch.randn(1, 16, WIDTH) for sign in ("", "negative_")}
+        return {**embeds, "height": 16, "width": 16, "num_frames": 9, **more}
+
+    return made
+
+
+def without_frames(inputs):
+    """The same without their number, which a video says itself."""
+    return lambda: {k: v for k, v in inputs().items() if k != "num_frames"}
+
+
 def ltx() -> dict:
     """What LTXPipeline is made of."""
     transformer = diffusers.LTXVideoTransformer3DModel(
@@ -64,19 +127,19 @@ def ltx() -> dict:
     return parts(transformer, vae)
 
 
-def _mochi() -> dict:
+def mochi() -> dict:
     transformer = diffusers.MochiTransformer3DModel(
         patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
         qk_norm="rms_norm", text_embed_dim=WIDTH, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=12, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=12, encoder_block_out_channels=(64, 64, 64, 64), decoder_block_out_channels=(64, 64, 64, 64),
         layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
     return parts(transformer, vae)
 
 
-def _hunyuan() -> dict:
+def hunyuan() -> dict:
     import transformers
 
     transformer = diffusers.HunyuanVideoTransformer3DModel(
@@ -85,7 +148,7 @@ def _hunyuan() -> dict:
         pooled_projection_dim=WIDTH, rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        latent_channels=4, block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_num_groups=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4,
     )  # fmt: skip
     llama = transformers.LlamaConfig(
@@ -107,6 +170,9 @@ def _latte() -> dict:
     return parts(transformer, build.vae8(), scheduler=diffusers.DDIMScheduler())
 
 
+# Both halves of Wan's VAE are called with such lists.
+WAN = {"vae.encoder": STATEFUL, "vae.decoder": STATEFUL}
+FRAMES = [picture(16, seed=i) for i in range(9)]
 TEMPLATE = {"template": "{}", "crop_start": 0}
 
 ENTRIES = [
@@ -114,10 +180,28 @@ ENTRIES = [
     Entry("CogVideoXVideoToVideoPipeline", cogvideo,
           {**{k: v for k, v in VIDEO.items() if k != "num_frames"}, "video": [picture(16, seed=i) for i in range(9)]}),
     Entry("WanPipeline", wan, VIDEO, fallbacks={"vae.decoder": STATEFUL}),
+    Entry("CogVideoXImageToVideoPipeline", lambda: cogvideo(in_channels=8), {**VIDEO, "image": picture(16)}),
+    Entry("CogVideoXFunControlPipeline", lambda: cogvideo(in_channels=8),
+          {**{k: v for k, v in VIDEO.items() if k != "num_frames"}, "control_video": FRAMES}),
+    Entry("WanImageToVideoPipeline", _pictured(wan, channels=36, transformer={"image_dim": WIDTH}),
+          embedded(image=picture(16)), idle=("text_encoder",), fallbacks=WAN),
+    Entry("WanVideoToVideoPipeline", wan, without_frames(embedded(video=FRAMES, strength=1.0)), idle=("text_encoder",),
+          fallbacks=WAN),
+    Entry("WanVACEPipeline", _vace, embedded(), idle=("text_encoder",), fallbacks=WAN),
+    Entry("LucyEditPipeline", lambda: wan(32), embedded(video=FRAMES), idle=("text_encoder",), fallbacks=WAN),
+    Entry("SkyReelsV2Pipeline", _sky, embedded(), idle=("text_encoder",), fallbacks={"vae.decoder": STATEFUL}),
+    Entry("SkyReelsV2ImageToVideoPipeline", _pictured(_sky, channels=36, image_dim=WIDTH),
+          embedded(image=picture(16)), idle=("text_encoder",), fallbacks=WAN),
+    Entry("AllegroPipeline", _allegro,
+          {"prompt": PROMPT, "height": 64, "width": 64, "num_frames": 24, "max_sequence_length": 16, "clean_caption": False}),
+    Entry("SanaVideoPipeline", _sana, {
+        "prompt": PROMPT, "height": 32, "width": 32, "frames": 9, "max_sequence_length": 16, "complex_human_instruction": None,
+        "use_resolution_binning": False}, fallbacks={"vae.decoder": STATEFUL}),
+    Entry("LTXConditionPipeline", ltx, {**VIDEO, "height": 32, "width": 32, "image": picture(32)}),
     Entry("LTXPipeline", ltx, {**VIDEO, "height": 32, "width": 32}),
     Entry("LTXImageToVideoPipeline", ltx, {**VIDEO, "height": 32, "width": 32, "image": picture(32)}),
-    Entry("MochiPipeline", _mochi, {**VIDEO, "num_frames": 7}, fallbacks={"transformer": "data-dependent"}),
-    Entry("HunyuanVideoPipeline", _hunyuan, {**VIDEO, "prompt_template": TEMPLATE}),
+    Entry("MochiPipeline", mochi, {**VIDEO, "num_frames": 7}, fallbacks={"transformer": "data-dependent"}),
+    Entry("HunyuanVideoPipeline", hunyuan, {**VIDEO, "prompt_template": TEMPLATE}),
     Entry("LattePipeline", _latte, {"prompt": PROMPT, "height": 64, "width": 64, "video_length": 2, "clean_caption": False}),
 ]  # fmt: skip
 

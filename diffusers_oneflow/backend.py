@@ -8,6 +8,7 @@ from . import engine
 from .config import OneFlowConfig
 from .dispatch import Dispatcher
 from .errors import EngineUnavailable
+from .parts import Parts
 
 _ATTRIBUTE = "_oneflow_dispatcher"
 
@@ -22,11 +23,12 @@ class Attachment:
         self.dispatcher, self.previous = dispatcher, previous
 
     def __deepcopy__(self, memo: dict):
-        original = self.dispatcher._module()
+        original = self.dispatcher.module
         copy = memo.get(id(original))
-        if copy is None:
+        # Parts are found again by what they are parts of.
+        if copy is None or self.dispatcher.part:
             return None
-        dispatcher = Dispatcher(copy, self.dispatcher.path, self.dispatcher.config)
+        dispatcher = Dispatcher(copy, self.dispatcher.path, self.dispatcher.config, _split)
         # deepcopy drops _compiled_call_impl from the state it copies, so this stays.
         copy.__dict__["_compiled_call_impl"] = dispatcher
         return Attachment(dispatcher, None)
@@ -48,10 +50,17 @@ def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
         raise EngineUnavailable(f'weights="release" is not possible here: {reason}; or use weights="shared"')
     detach(module)
     _guard_compile()
-    dispatcher = Dispatcher(module, path, config)
+    _place(module, Dispatcher(module, path, config, _split))
+
+
+def _place(module: torch.nn.Module, dispatcher: Dispatcher):
     previous = module.__dict__.get("_compiled_call_impl")
     module.__dict__[_ATTRIBUTE] = Attachment(dispatcher, previous)
     module.__dict__["_compiled_call_impl"] = dispatcher
+
+
+def _split(dispatcher: Dispatcher) -> Parts:
+    return Parts(dispatcher, _place, detach)
 
 
 def detach(module: torch.nn.Module) -> bool:

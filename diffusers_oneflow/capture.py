@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental import proxy_tensor
 
 from .errors import Unsupported
 
@@ -54,7 +55,7 @@ class _FlatCall(torch.nn.Module):
         # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
         if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
             raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
-        return self.finish(result)
+        return self.finish(result, tensors)
 
 
 def _items(container) -> list:
@@ -93,11 +94,12 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
-    changes = watch(module)
+    changes, kept = watch(module), {id(t) for _, t in _attributes(module)}
 
-    def finish(result):
+    def finish(result, given):
         # Here, since torch.export puts back some attributes itself before it returns.
         changed.extend(changes())
+        changed.extend(name for name, t in _attributes(module) if id(t) not in kept and _depends(t, given))
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
@@ -234,6 +236,36 @@ def twin(module: torch.nn.Module) -> torch.nn.Module:
             memo[id(value)] = value
         memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
     return copy.deepcopy(module, memo)
+
+
+def _attributes(module: torch.nn.Module):
+    """``(name of the submodule, tensor)`` for all tensors that stand in attributes, parameters and buffers aside."""
+    for name, sub in module.named_modules():
+        for tensor in _tensors_in({k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers")}, 3):
+            yield f"an attribute of {name or type(sub).__name__}", tensor
+
+
+def _depends(tensor: torch.Tensor, given) -> bool:
+    """Whether what the code being traced has kept was computed from the inputs: an attention processor's map, say.
+
+    What it made from nothing, a table of frequencies, is the same in every call.
+    """
+    mode = proxy_tensor.get_proxy_mode()
+    nodes = [_node(t, mode.tracer) for t in (tensor, *given)] if mode is not None else [None]
+    stack, seen = [nodes[0]] if nodes[0] is not None else [], set()
+    while stack:
+        node = stack.pop()
+        if node in nodes[1:]:
+            return True
+        if node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return False
+
+
+def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
+    slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
+    return slot.proxy.node if slot is not None else None
 
 
 def _tensors_in(attributes: dict, depth: int):

@@ -7,6 +7,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -66,10 +67,16 @@ class Dispatcher:
         module: the module; it is held weakly.
         path: its name in messages (``unet``, ``vae.decoder``).
         config: options.
+        split: lets the submodules of a module that cannot be captured run on OneFlow (`parts.Parts`): called with this
+            dispatcher, it returns what `close` closes. None: they run in torch with it.
+        part: stands for a part of a module that runs in torch, whose dispatcher speaks for it.
     """
 
-    def __init__(self, module: torch.nn.Module, path: str, config: OneFlowConfig):
+    def __init__(
+        self, module: torch.nn.Module, path: str, config: OneFlowConfig, split: Callable | None = None, part: bool = False
+    ):
         self.path, self.config, self.record = path, config, Record()
+        self.part, self.parts, self._split = part, None, split
         self._module = weakref.ref(module)
         self._lock = threading.RLock()
         self._structure: Structure | None = None
@@ -80,6 +87,11 @@ class Dispatcher:
         self._weights: dict[str, tuple] = {}
         self._store = None
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The module, while it lives."""
+        return self._module()
 
     @property
     def entries(self) -> list[Entry]:
@@ -112,11 +124,15 @@ class Dispatcher:
                     reason = f"a kernel refused its input: {failed}"
             else:
                 reason = entry
+                self._open_up()
         return self._fall_back(module, reason, args, kwargs)
 
     def close(self):
         """Drop all graphs and what they hold."""
         with self._lock:
+            if self.parts is not None:
+                self.parts.close()
+                self.parts = None
             for entry in self.entries:
                 entry.close()
             self._graphs.clear()
@@ -170,7 +186,7 @@ class Dispatcher:
             opened = self._open(base, call.numbers)
             key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
             entry = self._graphs.get(key)
-            if entry is None and (reason := next(filter(None, map(interop.refusal, call.tensors)), None)):
+            if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in call.tensors)), None)):
                 return reason
             if entry is None and opened and call.numbers:
                 entry = self._build(module, structure, call, True)
@@ -197,6 +213,8 @@ class Dispatcher:
         return any(type(a) is float or a != b for a, b in zip(numbers, first))
 
     def _build(self, module, structure, call, opened) -> Entry | str:
+        if self.part and self.record.built >= 2 * self.config.max_graphs:
+            return f"{self.record.built} graphs were built for it, and its calls still differ"
         start = captured = time.perf_counter()
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
@@ -274,15 +292,25 @@ class Dispatcher:
             outputs = entry.graph(tensors)
         return signature.rebuild(entry.result.spec, outputs)
 
+    def _open_up(self):
+        """Let the submodules run on OneFlow, now that the module as a whole cannot."""
+        # Released weights are for one store: two would drop, and bring back, the same memory.
+        if self._split is None or self.config.fallback == "error" or self.config.weights == "release":
+            return
+        with self._lock:
+            if self.parts is None:
+                self.parts = self._split(self)
+
     def _fall_back(self, module, reason: str, args, kwargs):
         count = self.record.fallbacks.get(reason, 0)
         self.record.fallbacks[reason] = count + 1
         # Torch first: a call that is wrong in itself raises torch's own error.
         result = module._call_impl(*args, **kwargs)
-        message = f"{self.path} ran in torch, not on OneFlow: {reason}"
         if self.config.fallback == "error":
             raise Unsupported(self.path, reason)
-        if count == 0:
+        if count == 0 and not self.part:
+            parts = f" ({self.parts})" if self.parts is not None and self.parts.graphs else ""
+            message = f"{self.path} ran in torch, not on OneFlow{parts}: {reason}"
             warnings.warn(f"{message}. diffusers_oneflow.explain() lists all such cases.", FallbackWarning, stacklevel=3)
         return result
 

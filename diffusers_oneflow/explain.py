@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .backend import dispatcher_of, models
-from .dispatch import Entry
+from .dispatch import Dispatcher, Entry
 
 
 @dataclass
@@ -51,6 +51,8 @@ class ComponentReport:
         released_bytes: of torch's own, those that are not in memory.
         fallbacks: reason -> calls that ran in torch for it.
         built: graphs compiled in all, dropped ones included.
+        part: a part of a model that runs in torch.
+        parts: what of a model that runs in torch runs on OneFlow nevertheless.
     """
 
     weight_bytes: int
@@ -59,6 +61,8 @@ class ComponentReport:
     built: int = 0
     packed_bytes: int = 0
     released_bytes: int = 0
+    part: bool = False
+    parts: str = ""
 
 
 class Explanation(dict):
@@ -66,8 +70,8 @@ class Explanation(dict):
 
     @property
     def fallbacks(self) -> int:
-        """Calls of all components that ran in torch."""
-        return sum(sum(c.fallbacks.values()) for c in self.values())
+        """Calls of all components that ran in torch; those of parts are within them."""
+        return sum(sum(c.fallbacks.values()) for c in self.values() if not c.part)
 
     def print(self, console: Console | None = None):
         """Print a table of the graphs, then of each its stages, nodes, rewrites and near misses, then the fallbacks."""
@@ -86,14 +90,15 @@ class Explanation(dict):
             for graph in component.graphs:
                 table.add_row(path, *_row(graph), weights)
                 details += _details(path, graph)
-            if not component.graphs:
+            if not component.graphs and not component.part:
                 table.add_row(path, "(no graph yet)", "0", "", "", "", weights)
         console.print(table)
         for line in details:
             console.print(line, markup=False, highlight=False)
         for path, component in self.items():
             for reason, calls in component.fallbacks.items():
-                console.print(f"{path}: {calls} calls ran in torch: {reason}", markup=False, highlight=False)
+                parts = f" ({component.parts})" if component.parts else ""
+                console.print(f"{path}: {calls} calls ran in torch{parts}: {reason}", markup=False, highlight=False)
         console.print(f"{self.fallbacks} fallbacks", markup=False)
 
     def ops(self) -> dict[str, int]:
@@ -117,20 +122,29 @@ def explain(pipe, show: bool = True) -> Explanation:
         dispatcher = dispatcher_of(module)
         if dispatcher is None:
             continue
-        weights = {w.data_ptr(): w.nbytes for w in (*module.parameters(), *module.buffers())}
-        report[path] = ComponentReport(
-            sum(weights.values()),
-            [_graph(entry) for entry in dispatcher.entries],
-            dict(dispatcher.record.fallbacks),
-            dispatcher.record.built,
-            dispatcher.packed_bytes,
-            dispatcher.released_bytes,
-        )
+        report[path] = _component(dispatcher)
+        if dispatcher.parts is not None:
+            report.update({part.path: _component(part) for part in dispatcher.parts.all()})
     if not report:
         raise ValueError(f'{type(pipe).__name__} is not attached to OneFlow: call .to(backend="oneflow") first')
     if show:
         report.print()
     return report
+
+
+def _component(dispatcher: Dispatcher) -> ComponentReport:
+    module = dispatcher.module
+    weights = {w.data_ptr(): w.nbytes for w in (*module.parameters(), *module.buffers())}
+    return ComponentReport(
+        sum(weights.values()),
+        [_graph(entry) for entry in dispatcher.entries],
+        dict(dispatcher.record.fallbacks),
+        dispatcher.record.built,
+        dispatcher.packed_bytes,
+        dispatcher.released_bytes,
+        dispatcher.part,
+        str(dispatcher.parts) if dispatcher.parts is not None else "",
+    )
 
 
 def _graph(entry: Entry) -> GraphReport:

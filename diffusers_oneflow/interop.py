@@ -25,6 +25,13 @@ def refusal(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """What a graph gets of an input: of a complex tensor a view as pairs of real numbers (`passes.complex_numbers`)."""
+    if tensor.is_complex() and type(tensor) is torch.Tensor and tensor.layout == torch.strided:
+        return torch.view_as_real(tensor.detach().resolve_conj())
+    return tensor
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, or a copy of it if it is not contiguous: OneFlow would make it so in the caller's own memory."""
     tensor = tensor.detach()

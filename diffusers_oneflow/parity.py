@@ -157,7 +157,9 @@ def pipeline(pipe, draw: Callable[[object], np.ndarray], fallbacks: Mapping[str,
 
 
 def _images(vae, drawn: np.ndarray) -> bool:
-    """Whether what was drawn are images that the VAE can encode."""
+    """Whether what was drawn are images that the VAE can encode; one of videos cannot."""
+    if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):
+        return False
     return drawn.ndim == 4 and drawn.shape[3] == getattr(vae.config, "in_channels", 3)
 
 

@@ -74,11 +74,12 @@ class Inputs:
     def __init__(self, program: Program, examples: list[torch.Tensor]):
         self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
         self.names = [program.inputs[i] for i in self._positions]
+        examples = list(map(interop.real, examples))
         self._ports = [Port(examples[i].shape, examples[i].dtype) for i in self._positions]
 
     def enter(self, tensors: list[torch.Tensor]) -> list:
         """OneFlow tensors for the graph, of one tensor per input of the program."""
-        return [port.enter(tensors[i]) for i, port in zip(self._positions, self._ports)]
+        return [port.enter(interop.real(tensors[i])) for i, port in zip(self._positions, self._ports)]
 
 
 class Outputs:

@@ -27,6 +27,8 @@ _SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device, type)
 _DEPTH = 4
 # Hooks that only hand on what the trace has anyway: transformers' way to return hidden states.
 _TRACEABLE_HOOKS = frozenset(("transformers.utils.output_capturing",))
+# Hooks that compute a weight; the trace of a module does not call those of that module itself.
+_TRACEABLE_WITHIN = _TRACEABLE_HOOKS | {"torch.nn.utils.weight_norm"}
 
 
 class Structure:
@@ -81,7 +83,8 @@ class Structure:
         label = f"{name or 'the model'} ({type(module).__name__})"
         attributes = module.__dict__
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if any(getattr(hook, "__module__", None) not in _TRACEABLE_HOOKS for hook in hooks):
+        traceable = _TRACEABLE_WITHIN if name else _TRACEABLE_HOOKS
+        if any(getattr(hook, "__module__", None) not in traceable for hook in hooks):
             self.refusal = self.refusal or f"{label} has forward hooks, whose Python code must run in every call"
         elif "forward" in attributes:
             self.refusal = self.refusal or f"{label} has a forward of its own (a hook of accelerate or diffusers, or a patch)"

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+import diffusers_oneflow
 from diffusers_oneflow import lowering, signature
 from diffusers_oneflow.capture import capture, op_name, twin, where
 from diffusers_oneflow.errors import Unsupported
@@ -142,3 +143,52 @@ def test_a_module_that_writes_into_a_list_it_is_given_runs_in_torch():
     with pytest.raises(Unsupported, match="puts something into a list"):
         component(module, (x, [None]), {})
     assert component(TakesOut().eval(), (x, [x]), {}).passed
+
+
+class Keeping(torch.nn.Module):
+    """Keeps something where its attention processors would: in a plain object."""
+
+    class Place:
+        value = None
+
+    def __init__(self, keep):
+        super().__init__()
+        self.place, self.keep = self.Place(), keep
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.place.value = self.keep(y)
+        return y
+
+
+@torch.no_grad()
+def test_a_module_that_keeps_what_it_computes_is_refused():
+    """Also where it has kept a tensor before, of which a graph would leave the old one."""
+    for module in (Keeping(lambda y: y), Keeping(lambda y: [y.sum()])):
+        for _ in range(2):
+            with pytest.raises(Unsupported, match="forward changes an attribute of"):
+                program_of(module, torch.randn(2, 4))
+            module(torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_a_module_that_fills_a_table_is_no_such_thing():
+    """Z-Image's rotary frequencies."""
+    program_of(Keeping(lambda y: torch.arange(4).float().cos()), torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_a_weight_that_a_hook_computes_is_no_state():
+    conv = torch.nn.utils.weight_norm(torch.nn.Conv1d(3, 4, 3))
+    net = torch.nn.Sequential(conv).eval()
+    x = torch.randn(1, 3, 8)
+    expected = net(x) - conv.bias[:, None]
+    diffusers_oneflow.compile(net, diffusers_oneflow.OneFlowConfig(fallback="error"))
+    torch.testing.assert_close(net(x) - conv.bias[:, None], expected)
+    conv.weight_g.data *= 2
+    torch.testing.assert_close(net(x) - conv.bias[:, None], 2 * expected)
+    # By itself: the trace would not see its own hook.
+    diffusers_oneflow.compile(conv, diffusers_oneflow.OneFlowConfig(fallback="error"))
+    with pytest.raises(Unsupported, match="hooks"):
+        conv(x)

@@ -86,7 +86,7 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", resid
     dtype = _same_dtype(x, weight, bias, residual)
     w = _weight(weight)
     n, h, width, c = x.shape
-    oc, _, kh, kw = w.shape
+    oc, *_, kh, kw = w.shape
     oh, ow = (
         (size + 2 * padding[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1 for i, (size, k) in enumerate(((h, kh), (width, kw)))
     )

@@ -123,6 +123,16 @@ def select(self, dim, index):
     return view(made, [s for i, s in enumerate(self.shape) if i != dim])
 
 
+@native("aten.unfold.default")
+def unfold(self, dimension, size, step):
+    dim = dimension % self.ndim
+    shape, strides = list(self.shape), list(dense_strides(self.shape))
+    shape[dim] = (shape[dim] - size) // step + 1
+    window = strides[dim]
+    strides[dim] *= step
+    return strided(_some(self), [*shape, size], [*strides, window])
+
+
 @native("aten.chunk.default")
 def chunk(self, chunks, dim=0):
     return split(self, -(-self.shape[dim % self.ndim] // chunks), dim)

@@ -132,7 +132,8 @@ class WeightStore:
         key = ("convolution", id(weight), *stride, *padding, *dilation, groups)
 
         def pack(w):
-            return torch.ops.mkldnn._reorder_convolution_weight(w.contiguous(), padding, stride, dilation, groups, image)
+            dense = _of_images(w).contiguous()
+            return torch.ops.mkldnn._reorder_convolution_weight(dense, padding, stride, dilation, groups, image)
 
         return self._slot(key, weight, pack)
 
@@ -148,7 +149,7 @@ class WeightStore:
             tensor = tensor.detach()
             self._kept.append(tensor)  # ids must not be used again
             if key[0] == "plain":
-                _set(slot, tensor)
+                _set(slot, _of_images(tensor))
             else:
                 releases = self.releases and pack is _pack_filter
                 packed = self._packed[key] = _Packed(slot, tensor, pack, stays=not releases)
@@ -214,8 +215,13 @@ def _give_back(slots: dict[tuple, int], packed: dict[tuple, _Packed]):
 
 def filter_sizes(weight: torch.Tensor) -> tuple[list[int], list[int]]:
     """Sizes and strides of a weight as a filter (n, c, kh, kw)."""
-    view = weight if weight.ndim == 4 else weight[:, :, None, None]
+    view = weight[:, :, None, None] if weight.ndim == 2 else _of_images(weight)
     return list(view.shape), list(view.stride())
+
+
+def _of_images(weight: torch.Tensor) -> torch.Tensor:
+    """A dense filter of videos (oc, c, kt, kh, kw) as one of images (oc, c * kt, kh, kw); all else as it is."""
+    return weight.flatten(1, 2) if weight.ndim == 5 else weight
 
 
 def _pack_filter(weight: torch.Tensor) -> torch.Tensor:

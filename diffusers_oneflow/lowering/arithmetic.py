@@ -158,5 +158,7 @@ def pow_tensor(self, exponent):
 
 @lowering("aten.pow.Scalar")
 def pow_base(self, exponent):
-    exponent = cast(exponent, promoted(self, exponent))
-    return _C.pow(filled([], self, torch_dtype(exponent)), exponent)
+    dtype = promoted(self, exponent)
+    # float64 is exact here up to 2**53.
+    within = dtype if dtype.is_floating_point else torch.float64
+    return cast(_C.pow(filled([], self, within), cast(exponent, within)), dtype)

@@ -65,7 +65,30 @@ def permute(self, dims):
     dims = [_axis(d, self.ndim) for d in dims]
     if dims == list(range(self.ndim)):
         return self
+    if _spoilt(self.shape, dims):
+        last = max(d for d in dims if self.shape[d] != 1)
+        middle = self.shape[last] // 2
+        parts = sliced(self, last, 0, middle), sliced(self, last, middle, 2 * middle)
+        return _C.concat([_C.permute(part, dims) for part in parts], dims.index(last))
     return _C.permute(self, dims)
+
+
+def _spoilt(shape, dims: list[int]) -> bool:
+    """Whether OneFlow's kernel would lose the lowest 6 bits of numbers of 4 bytes.
+
+    Measured: it does (oneDNN does) where 8 numbers lie together in what is read, and 8 others in what is written,
+    dimensions that stay neighbours taken as one.
+    """
+    order = [d for d in dims if shape[d] != 1]
+    place = {d: i for i, d in enumerate(sorted(order))}
+    runs: list[list[int]] = []
+    for d in order:
+        if runs and place[d] == place[runs[-1][-1]] + 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    read = next((run for run in runs if place[run[-1]] == len(order) - 1), None)
+    return len(runs) > 1 and read is not runs[-1] and all(math.prod(shape[d] for d in r) == 8 for r in (read, runs[-1]))
 
 
 @lowering("aten.transpose.int")
@@ -198,6 +221,13 @@ def cat(tensors, dim=0):
 @lowering("aten.stack.default")
 def stack(tensors, dim=0):
     return cat([unsqueeze(x, _axis(dim, x.ndim + 1)) for x in tensors], _axis(dim, tensors[0].ndim + 1))
+
+
+@lowering("aten.unfold.default")
+def unfold(self, dimension, size, step):
+    dim = _axis(dimension, self.ndim)
+    last = self.shape[dim] - size
+    return stack([slice_(self, dim, i, last + i + 1, step) for i in range(size)], self.ndim)
 
 
 @lowering("aten.repeat.default")

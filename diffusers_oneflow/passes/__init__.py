@@ -7,6 +7,7 @@ from .base import Rewrite
 from .chains import FuseChains
 from .channels_last import ChannelsLast
 from .common_subexpressions import MergeEqualNodes
+from .complex_numbers import RealNumbers
 from .fold_constants import FoldConstants
 from .fuse_attention import FuseAttention
 from .fuse_gate import FuseGate
@@ -14,10 +15,11 @@ from .fuse_heavy import FuseHeavy
 from .fuse_norm import FuseNorm
 from .quick_gelu import FuseQuickGelu
 from .remove_noops import RemoveNoops
+from .resize import ResizeByMatrices
 from .simplify_views import SimplifyViews
 
 # No-ops go first so that patterns are found; equal nodes merge once constants are folded.
-ORDER = (RemoveNoops, FoldConstants, MergeEqualNodes, FuseQuickGelu)
+ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, FuseQuickGelu)
 # For the kernel pack: the layout first, since the patterns stand between permutations; what is left of elementwise
 # ops when convolutions and linear layers have taken theirs goes into chains.
 NATIVE_ORDER = (ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains)

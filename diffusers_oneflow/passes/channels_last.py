@@ -85,6 +85,49 @@ class ChannelsLast(Rewrite):
         args = (self._moved(program, x), weight, bias, stride, padding, dilation, groups)
         self._made(program, node, emit(program, native_ops.conv2d, args, self._shape(node), value(node).dtype, node))
 
+    def _conv3d(self, program, node):
+        """Frames that a window holds stand side by side in the channels: then it is a convolution of images.
+
+        A dense filter (oc, c, kt, kh, kw) is, as it lies in memory, one of images: (oc, c * kt, kh, kw).
+        """
+        x, weight, bias, stride, padding, dilation, groups = arguments(
+            node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
+        )
+        if not is_native(node):
+            return
+        stored = weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
+        stride, padding, dilation = ([v] * 3 if isinstance(v, int) else (list(v) * 3)[:3] for v in (stride, padding, dilation))
+        kt, kh, kw = value(weight).shape[2:]
+        if value(x).ndim != 5 or not stored or not value(weight).is_contiguous():
+            self.why_not(node, "its weight is computed or not dense, or it has no batch")
+        elif value(x).dtype == torch.float32 and groups == 1 and kh * kw > MOST_TAPS:
+            self.why_not(node, f"its filter has more than {MOST_TAPS} taps in an image")
+        elif kt > 1 and dilation[0] != 1:
+            self.why_not(node, "its window leaves out frames")
+        else:
+            moved = self._windows(program, self._moved(program, x), kt, stride[0], padding[0])
+            _, _, oh, ow, oc = self._shape(node)
+            args = (moved, weight, bias, stride[1:], padding[1:], dilation[1:], groups)
+            frames = value(moved).shape[0]
+            made = emit(program, native_ops.conv2d, args, (frames, oh, ow, oc), value(node).dtype, node)
+            shape = self._shape(node)
+            self._made(program, node, emit(program, _aten.view.default, (made, list(shape)), shape, value(node).dtype, node))
+
+    @staticmethod
+    def _windows(program, x, kt, step, padding):
+        """(n, t, h, w, c) -> (n * windows, h, w, c * kt)."""
+        n, t, h, w, c = value(x).shape
+        dtype = value(x).dtype
+        if padding:
+            t += 2 * padding
+            pad = [0, 0] * 3 + [padding] * 2
+            x = emit(program, _aten.constant_pad_nd.default, (x, pad), (n, t, h, w, c), dtype, x)
+        if kt > 1 or step > 1:
+            t = (t - kt) // step + 1
+            x = emit(program, _aten.unfold.default, (x, 1, kt, step), (n, t, h, w, c, kt), dtype, x)
+        shape = (n * t, h, w, c * kt)
+        return emit(program, _aten.view.default, (x, list(shape)), shape, dtype, x)
+
     def _group_norm(self, program, node):
         x, groups, weight, bias, eps = arguments(
             node, ("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5)
@@ -177,6 +220,7 @@ class ChannelsLast(Rewrite):
 
 _HANDLERS = {
     "aten.conv2d.default": ChannelsLast._conv2d,
+    "aten.conv3d.default": ChannelsLast._conv3d,
     "aten.group_norm.default": ChannelsLast._group_norm,
     "aten.upsample_nearest2d.vec": ChannelsLast._upsample,
     "aten.upsample_nearest2d.default": ChannelsLast._upsample,

@@ -23,7 +23,11 @@ ACTIVATIONS = {
 
 @custom_op("oneflow.conv2d.default")
 def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
-    """``act(conv(x) + residual)`` on channels-last images: x (n, h, w, c) -> (n, oh, ow, oc); weight (oc, c / groups, kh, kw)."""
+    """``act(conv(x) + residual)`` on channels-last images: x (n, h, w, c) -> (n, oh, ow, oc); weight (oc, c / groups, kh, kw).
+
+    A filter of videos (oc, c', kt, kh, kw) is taken for one of images with c' * kt = c / groups.
+    """
+    weight = weight.flatten(1, -3)
     made = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
     return ACTIVATIONS[act](made if residual is None else made + residual)
 

@@ -65,6 +65,7 @@ def test_power_of_tensors(op, ab):
 @given(base=st.sampled_from([10000, 2, 0.5, 1.0]), exponent=tensors(dtype=FLOAT, low=-1, high=1))
 def test_power_of_a_scalar(op, base, exponent):
     check(op, base, exponent)
+    check(op, -1, (3 * exponent).abs().long())
 
 
 @for_ops("add.Tensor", "mul.Tensor", "maximum", "minimum")

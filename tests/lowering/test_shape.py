@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .harness import check, for_ops, refusal
+from .harness import Case, check, for_ops, refusal, run
 from .strategies import ANY, NUMBER, shapes, tensors
 
 
@@ -199,6 +199,13 @@ def test_repeat(op, x, data):
     check(op, x, data.draw(st.lists(st.integers(1, 3), min_size=x.ndim + more, max_size=x.ndim + more)))
 
 
+@for_ops("unfold")
+@given(x=tensors(shapes(1, 4), ANY), step=st.integers(1, 3), data=st.data())
+def test_unfold(op, x, step, data):
+    dim = data.draw(dims(x))
+    check(op, x, dim, data.draw(st.integers(1, x.shape[dim])), step)
+
+
 @for_ops("repeat_interleave.self_int")
 @given(x=tensors(shapes(0, 3), ANY), times=st.integers(1, 3), data=st.data())
 def test_repeat_interleave(op, x, times, data):
@@ -265,3 +272,16 @@ def test_where_and_reductions_take_seven_dimensions():
     x = torch.randn([1] * 6 + [2, 3])
     assert "dimensions" in refusal("aten.where.self", x < 0, x, x)
     assert "dimensions" in refusal("aten.sum.dim_IntList", x, [7])
+
+
+def test_a_permutation_keeps_every_bit():
+    """oneDNN's kernel for 8 x 8 loses some."""
+    eights = [((8, 8), (1, 0)), ((8, 4, 2), (1, 2, 0)), ((2, 1, 8, 8), (3, 0, 1, 2)), ((3, 8, 5, 8), (2, 0, 3, 1)),
+              ((8, 3, 8), (2, 1, 0)), ((2, 8, 2, 2, 2), (2, 3, 4, 0, 1))]  # fmt: skip
+    cases = []
+    for shape, dims in eights:
+        given = torch.randn(shape), torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32)
+        cases += [Case("aten.permute.default", (x, list(dims)), {}) for x in given]
+    for case, (result,) in zip(cases, run(cases)):
+        with case.named():
+            assert torch.equal(result, case.expected[0])

@@ -135,6 +135,50 @@ def test_a_filter_of_more_taps_than_the_kernel_holds_stays_with_oneflow():
     assert found.passed, found
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1}, {"kernel_size": (3, 1, 1)}, {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)},
+        {"kernel_size": (2, 3, 3), "stride": 2}, {"kernel_size": 1, "stride": (2, 1, 1)},
+        {"kernel_size": 3, "groups": 3, "dilation": (1, 2, 1)},
+    ],
+)  # fmt: skip
+def test_a_convolution_of_videos_is_one_of_images(options):
+    """OneFlow's own is four times as wrong as torch's."""
+    conv = torch.nn.Conv3d(6, 9, **options).eval()
+    x = torch.randn(2, 6, 6, 7, 8)
+    program = program_of(conv, x)
+    passes.run(program, native=True)
+    assert "aten.conv3d.default" not in passes.op_counts(program)
+    found = parity.component(conv, (x,), {})
+    assert found.passed, found
+
+
+def test_a_convolution_that_leaves_out_frames_stays_and_says_why():
+    program = program_of(torch.nn.Conv3d(2, 2, 2, dilation=2), torch.randn(1, 2, 4, 5, 5))
+    reports = {r.name: r for r in passes.run(program, native=True)}
+    assert "leaves out frames" in reports["ChannelsLast"].near_misses[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", ["auto", "shared", "packed", "release"])
+def test_a_filter_of_videos_that_is_written_to_is_read_anew(dtype, weights):
+    import diffusers_oneflow
+    from diffusers_oneflow import OneFlowConfig
+
+    conv = torch.nn.Conv3d(32, 64, 3).eval().to(dtype)
+    x = torch.randn(1, 32, 4, 5, 5, dtype=dtype)
+    expected = conv(x)
+    diffusers_oneflow.compile(conv, OneFlowConfig(fallback="error", weights=weights))
+    close = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(conv(x), expected, **close)
+    conv.weight.data *= 2
+    conv.bias.data *= 2
+    torch.testing.assert_close(conv(x), 2 * expected, **close)
+    diffusers_oneflow.detach(conv)
+
+
 def test_empty_parts_of_a_concatenation_go():
     """A rotary axis of size 0, as Bria has: OneFlow has no empty tensors."""
 
@@ -164,3 +208,20 @@ def test_attention_of_many_keys_has_a_kernel_of_its_own():
     torch.testing.assert_close(module(q, k, mask), module._call_impl(q, k, mask), rtol=1e-5, atol=1e-6, equal_nan=True)
     kernels = explain(module, show=False)["Attend"].graphs[0].kernels
     assert kernels["oneflow.attention.default"] == {"dfo_attention": 1}
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (5, 9), "antialias": True}, {"size": (24, 3), "antialias": True}, {"scale_factor": 0.4, "antialias": True},
+        {"size": (5, 9), "antialias": True, "align_corners": True}, {"scale_factor": 1.7}, {"scale_factor": 0.6},
+    ],
+)  # fmt: skip
+def test_images_are_resized_by_matrices(mode, options):
+    resize = Function(lambda x: torch.nn.functional.interpolate(x, mode=mode, **options)).eval()
+    x = torch.randn(2, 3, 11, 8)
+    found = parity.component(resize, (x,), {})
+    assert found.passed, found
+    program = program_of(resize, x)
+    assert {r.name: r for r in passes.run(program)}["ResizeByMatrices"].applied == 1
