@@ -63,7 +63,8 @@ def test_every_layout_comes_back_to_the_bit(shape, layout):
     if layout == "transposed":
         weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
     made = Held(weight)
-    assert weight.nbytes - 3 * PAGE < made.memory.bytes < weight.nbytes
+    # All of it where it begins and ends with a page.
+    assert weight.nbytes - 3 * PAGE < made.memory.bytes <= weight.nbytes
     for at in (0, weight.numel() // 2, weight.numel() - 1):
         assert bits(weight)[4 * at] == made.before[4 * at]
     assert made.memory.touched
