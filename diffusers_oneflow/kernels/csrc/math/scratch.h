@@ -6,8 +6,8 @@
 
 namespace dfo::math {
 
-// Memory of one thread, kept for its next call. Mapped, not allocated: memory that was once marked for huge pages would
-// otherwise come back as somebody's tensor, which could not be released any more (weights="release").
+// Memory of one thread, kept for its next call. In ordinary pages: huge ones would make products up to a tenth faster, but
+// while Linux makes room for them it moves pages about, and weights that lie there cannot be released (weights="release").
 class Scratch {
  public:
   Scratch() = default;
@@ -19,19 +19,15 @@ class Scratch {
   char* Get(int64_t bytes) {
     if (bytes > size_) {
       Release();
-      const int64_t page = bytes < kHuge / 2 ? 4096 : kHuge, size = (bytes + page - 1) / page * page;
+      const int64_t size = (bytes + 4095) / 4096 * 4096;
       void* made = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (made == MAP_FAILED) { return nullptr; }
-      // Finding small pages would take a tenth of a product's time.
-      if (page == kHuge) { madvise(made, size, MADV_HUGEPAGE); }
       memory_ = static_cast<char*>(made), size_ = size;
     }
     return memory_;
   }
 
  private:
-  static constexpr int64_t kHuge = 2 << 20;
-
   void Release() {
     if (memory_ != nullptr) { munmap(memory_, size_); }
     memory_ = nullptr, size_ = 0;
