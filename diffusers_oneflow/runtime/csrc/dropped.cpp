@@ -1,14 +1,14 @@
 #include "dropped.h"
 
-#include <chrono>
-#include <thread>
 #include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "faults.h"
