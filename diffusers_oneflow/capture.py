@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import linecache
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -97,6 +98,7 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
+    _install_output_hooks(module)
     changes = watch(module)
 
     def finish(result):
@@ -238,6 +240,18 @@ def twin(module: torch.nn.Module) -> torch.nn.Module:
             memo[id(value)] = value
         memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
     return copy.deepcopy(module, memo)
+
+
+def _install_output_hooks(module: torch.nn.Module):
+    """What models of transformers do in the first call that asks for hidden states, which would look like a state."""
+    if "transformers.utils.output_capturing" not in sys.modules:
+        return
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    for sub in list(module.modules()):
+        if isinstance(sub, PreTrainedModel):
+            maybe_install_capturing_hooks(sub)
 
 
 def _tensors_in(attributes: dict, depth: int):
