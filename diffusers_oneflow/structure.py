@@ -85,14 +85,16 @@ class Structure:
         return name, type(module), values, kinds
 
     def _fixed(self, name: str, module: torch.nn.Module) -> dict:
-        """The attributes of a module, with None for the strengths of its adapters that a graph takes as inputs."""
-        found = strengths.found(name, module)
+        """The attributes of a module that a graph depends on, with None for strengths of adapters, which are its inputs."""
+        attributes, found = module.__dict__, strengths.found(name, module)
+        if _own_forward(module):
+            attributes = {k: v for k, v in attributes.items() if k != "forward"}
         if found is None:
             self.factor_known = self.factor_known and not strengths.is_adapted(module)
-            return module.__dict__
+            return attributes
         self.strengths += found
         self._dicts.append(module.scaling)
-        return {**module.__dict__, "scaling": {s.adapter: None if type(s.value) is float else s.value for s in found}}
+        return {**attributes, "scaling": {s.adapter: None if type(s.value) is float else s.value for s in found}}
 
     def _refuse(self, name: str, module: torch.nn.Module):
         label = f"{name or 'the model'} ({type(module).__name__})"
@@ -100,7 +102,7 @@ class Structure:
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if any(getattr(hook, "__module__", None) not in _TRACEABLE_HOOKS for hook in hooks):
             self.refusal = self.refusal or f"{label} has forward hooks, whose Python code must run in every call"
-        elif "forward" in attributes:
+        elif "forward" in attributes and not _own_forward(module):
             self.refusal = self.refusal or f"{label} has a forward of its own (a hook of accelerate or diffusers, or a patch)"
         elif name and attributes.get("_compiled_call_impl") is not None and "_oneflow_dispatcher" not in attributes:
             self.refusal = self.refusal or f"{label} was compiled by torch.compile"
@@ -135,6 +137,12 @@ class Structure:
     def _identity(self, value) -> int:
         self._alive.append(value)
         return id(value)
+
+
+def _own_forward(module: torch.nn.Module) -> bool:
+    """Whether a module has its class's `forward` as an attribute, which is what removed hooks leave there."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, types.MethodType) and forward.__self__ is module and forward.__func__ is type(module).forward
 
 
 class Interned:

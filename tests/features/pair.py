@@ -11,8 +11,8 @@ from diffusers import FluxPipeline, StableDiffusionPipeline
 from conformance import build
 from conformance import flux as flux_parts
 from conformance import stable_diffusion as sd_parts
-from diffusers_oneflow import FallbackWarning, OneFlowConfig, compile
-from diffusers_oneflow.backend import dispatcher_of, models
+from diffusers_oneflow import FallbackWarning, OneFlowConfig
+from diffusers_oneflow.backend import attach, dispatcher_of, models
 from diffusers_oneflow.parity import MOST_LEVELS
 
 
@@ -37,7 +37,7 @@ class Pair:
         if only is None:
             self.attached.to(backend="oneflow", backend_config=config)
         else:
-            compile(getattr(self.attached, only), config)
+            attach(getattr(self.attached, only), only, config)
 
     def each(self, change: Callable) -> list:
         """What `change` gives for each of the two pipelines, with torch seeded alike."""

@@ -1,5 +1,6 @@
 """Caches between steps: their hooks are Python code with a memory, so the model runs in torch, says so once, and is right."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -10,7 +11,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from .pair import FLUX, Pair, flux, warned
+from .pair import FLUX, Pair, draw, flux, warned
 
 CACHES = {
     "first block": lambda pipe: FirstBlockCacheConfig(threshold=0.5),
@@ -36,20 +37,27 @@ CACHES = {
 
 @pytest.fixture(scope="module")
 def shared() -> Pair:
-    return Pair(lambda: flux(num_layers=2), {**FLUX, "num_inference_steps": 4}, only="transformer", fallback="torch")
+    return Pair(flux, {**FLUX, "num_inference_steps": 4}, only="transformer", fallback="torch")
+
+
+def outcome(pipe):
+    """The image in levels, or the error in words."""
+    try:
+        return draw(pipe, **FLUX, num_inference_steps=4)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("config", CACHES.values(), ids=CACHES)
 def test_a_cache(shared, config):
-    plain, built, calls = shared.draw(), shared.built("transformer"), shared.calls("transformer")
+    plain, calls, before = shared.draw(), shared.calls("transformer"), dict(shared.fallbacks("transformer"))
     shared.each(lambda pipe: pipe.transformer.enable_cache(config(pipe)))
-    before = dict(shared.fallbacks("transformer"))
-    cached, said = warned(shared.draw)
-    new = {k: v - before.get(k, 0) for k, v in shared.fallbacks("transformer").items() if v != before.get(k, 0)}
-    assert list(new.values()) == [4] and len(said) <= 1 and "forward" in next(iter(new))
-    assert len(said) == (next(iter(new)) not in before)
-    # With images this coarse not every cache can be told from none.
-    assert cached.shape == plain.shape
+    (stock, attached), said = warned(shared.each, outcome)
+    # Not every cache works with every model in stock diffusers, either.
+    assert stock == attached if isinstance(stock, str) else np.array_equal(stock, attached)
+    reason, count = next((k, v) for k, v in shared.fallbacks("transformer").items() if v != before.get(k))
+    assert "forward of its own" in reason and (count - before.get(reason, 0) == 4 or isinstance(stock, str))
+    assert len(said) == (reason not in before and not isinstance(stock, str))
     shared.each(lambda pipe: pipe.transformer.disable_cache())
-    assert (shared.draw() == plain).all()
-    assert shared.built("transformer") == built == 1 and shared.calls("transformer") == calls + 4
+    assert np.array_equal(shared.draw(), plain)
+    assert shared.calls("transformer") == calls + 4
