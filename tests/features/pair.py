@@ -69,10 +69,11 @@ def seeded(function: Callable, *args):
     return function(*args)
 
 
-def draw(pipe, seed: int = 0, **arguments) -> np.ndarray:
-    """Images of two steps in levels of 255, (n, h, w, 3) float."""
-    given = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed), "output_type": "np", **arguments}
-    return np.round(np.asarray(pipe(**given).images) * 255)
+def draw(pipe, seed: int = 0, output_type: str = "np", **arguments):
+    """Images of two steps in levels of 255, (n, h, w, 3) float; as they are, (n, 3, h, w), with output_type="pt"."""
+    given = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(seed), **arguments}
+    images = pipe(**given, output_type=output_type).images
+    return np.round(np.asarray(images) * 255) if output_type == "np" else images
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:

@@ -13,8 +13,8 @@ from diffusers_oneflow.backend import OneFlowBackend, dispatcher_of
 from .pair import SD, Pair, draw, stable_diffusion
 
 
-def pair() -> Pair:
-    return Pair(stable_diffusion, SD)
+def pair(only: str | None = "unet") -> Pair:
+    return Pair(stable_diffusion, SD, only)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_saved_files_are_those_of_torch(tmp_path):
-    both = pair()
+    both = pair(only=None)
     expected = both.draw()
     both.stock.save_pretrained(tmp_path / "stock")
     both.attached.save_pretrained(tmp_path / "attached")
@@ -43,7 +43,7 @@ def test_saved_files_are_those_of_torch(tmp_path):
 
 
 def test_pipelines_that_share_models_share_graphs():
-    both = pair()
+    both = pair(only=None)
     both.draw()
     others = both.each(StableDiffusionImg2ImgPipeline.from_pipe)
     for other in others:
@@ -69,7 +69,7 @@ def test_a_pipeline_around_an_attached_model():
     both.each(lambda pipe: pipe.register_modules(unet=stable_diffusion().unet.eval()))
     both.draw()
     assert dispatcher_of(both.attached.unet) is None
-    both.attached.to(backend="oneflow")
+    OneFlowBackend.attach(both.attached)
     both.draw()
     assert both.built() == 1
 
