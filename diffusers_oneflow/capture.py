@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import linecache
+import sys
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -42,16 +44,17 @@ class Program:
 class _FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
-    def __init__(self, module: torch.nn.Module, rebuild: Callable, finish: Callable):
+    def __init__(self, module: torch.nn.Module, rebuild: Callable, adapted: Callable, finish: Callable):
         super().__init__()
         self.module = module
-        self.rebuild, self.finish = rebuild, finish
+        self.rebuild, self.adapted, self.finish = rebuild, adapted, finish
 
     def forward(self, *tensors):
         args, kwargs = self.rebuild(tensors)
         before = [(container, _items(container)) for container in _containers((args, kwargs))]
         # Not module(...): that would come back to the dispatcher.
-        result = self.module.forward(*args, **kwargs)
+        with self.adapted(self.module, tensors):
+            result = self.module.forward(*args, **kwargs)
         # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
         if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
             raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
@@ -77,6 +80,7 @@ def capture(
     rebuild: Callable,
     flatten: Callable,
     is_lowered: Callable[[str], bool],
+    adapted: Callable = lambda module, tensors: contextlib.nullcontext(),
 ) -> Program:
     """Trace ``module.forward`` on `tensors` with torch.export.
 
@@ -85,6 +89,7 @@ def capture(
         rebuild: from a sequence of tensors to ``(args, kwargs)`` of the call.
         flatten: from what forward returned to a `signature.Flat`.
         is_lowered: whether an ATen op can be lowered as it is; others are decomposed first.
+        adapted: from the module's copy and the call's tensors to a context in which the copy is as these tensors say.
 
     Raises:
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
@@ -94,6 +99,7 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
+    _install_output_hooks(module)
     changes, kept = watch(module), {id(t) for _, t in _attributes(module)}
 
     def finish(result, given):
@@ -103,7 +109,7 @@ def capture(
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
-    call = _FlatCall(module, rebuild, finish)
+    call = _FlatCall(module, rebuild, adapted, finish)
     call.training = module.training
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
@@ -268,6 +274,18 @@ def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
     return slot.proxy.node if slot is not None else None
 
 
+def _install_output_hooks(module: torch.nn.Module):
+    """What models of transformers do in the first call that asks for hidden states, which would look like a state."""
+    if "transformers.utils.output_capturing" not in sys.modules:
+        return
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    for sub in list(module.modules()):
+        if isinstance(sub, PreTrainedModel):
+            maybe_install_capturing_hooks(sub)
+
+
 def _tensors_in(attributes: dict, depth: int):
     """Tensors that stand in attributes, and in containers and plain objects (attention processors) `depth` levels down."""
     for value in attributes.values():
@@ -289,28 +307,43 @@ def watch(module: torch.nn.Module) -> Callable[[], list[str]]:
     A module that stores something on itself when it runs (a cache, a counter) is one that no graph can stand for.
     """
     # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
-    saved = [(name, table, dict(table)) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)]
+    alive: list = []
+    places = [(name, table) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)]
+    saved = [{k: _state(v, _DEPTH, alive) for k, v in table.items() if k not in _TABLES} for _, table in places]
 
     def changes() -> list[str]:
-        # torch.export itself puts equal copies of containers in the place of attributes.
+        now = [{k: _state(v, _DEPTH, alive) for k, v in table.items() if k not in _TABLES} for _, table in places]
         return [
             f"{name}.{key}".lstrip(".")
-            for name, table, before in saved
-            for key in {**table, **before}
-            if not _equal(table.get(key, saved), before.get(key, saved))
+            for (name, _), before, after in zip(places, saved, now)
+            for key in {**after, **before}
+            if before.get(key, saved) != after.get(key, saved)
         ]
 
     return changes
 
 
-def _equal(a, b) -> bool:
-    """Equality of attributes: by value for containers and plain values, by identity for objects; torch.export minds tensors."""
-    if a is b or (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_equal(a[k], b[k]) for k in a)
-    return isinstance(a, (int, float, str, bytes, set, frozenset)) and a == b
+_TABLES = ("_parameters", "_buffers", "_modules")
+_DEPTH = 4
+
+
+def _state(value, depth: int, alive: list):
+    """What two moments of an attribute are compared by: containers by content, since torch.export replaces them by equal
+    ones, and so what plain objects hold (attention processors that store what they see), `depth` levels down; floats to the
+    bit, all else by identity."""
+    if isinstance(value, float):
+        return float, value.hex()
+    if isinstance(value, (int, str, bytes, type(None))):
+        return type(value), value
+    if depth and isinstance(value, dict):
+        return type(value), [(k, _state(v, depth - 1, alive)) for k, v in value.items()]
+    if depth and isinstance(value, (list, tuple)):
+        return type(value), [_state(v, depth - 1, alive) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(value)
+    alive.append(value)
+    inner = getattr(value, "__dict__", None)
+    plain = not isinstance(value, (torch.Tensor, torch.nn.Module, type, types.ModuleType, types.FunctionType))
+    if depth and plain and isinstance(inner, dict):
+        return id(value), [(k, _state(v, depth - 1, alive)) for k, v in inner.items()]
+    return id(value)

@@ -118,7 +118,7 @@ def pipeline(pipe, draw: Callable[[object], np.ndarray], fallbacks: Mapping[str,
     """Compare each component of a pipeline on the inputs of its last call in a run, and the run's images.
 
     Args:
-        pipe: a pipeline on torch, on the CPU, in float32.
+        pipe: a pipeline on torch, on the CPU, in float32 or a half type.
         draw: runs the pipeline, seeded: pipe -> images, uint8, (n, h, w, 3).
         fallbacks: components that have to run in torch -> a part of the reason; all others must not.
 
@@ -135,7 +135,7 @@ def pipeline(pipe, draw: Callable[[object], np.ndarray], fallbacks: Mapping[str,
         if "vae.encoder" in judged and "vae.encoder" not in calls and _images(pipe.vae, expected):
             # Drawing from text alone does not call it: it gets the images.
             with torch.no_grad():
-                pipe.vae.encode(torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1)
+                pipe.vae.encode((torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1).to(pipe.vae.dtype))
     finally:
         for hook in hooks:
             hook.remove()

@@ -108,6 +108,25 @@ def test_a_module_that_keeps_count_is_refused():
         program_of(Counting(), torch.ones(2))
 
 
+@pytest.mark.parametrize("keep", [lambda m: m.seen.append(1), lambda m: m.options.update(n=2), lambda m: m.object.seen.append(1)])
+def test_a_module_that_writes_into_what_it_holds_is_refused(keep):
+    class Holder:
+        def __init__(self):
+            self.seen = []
+
+    class Keeping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.options, self.object = [], {"n": 1}, Holder()
+
+        def forward(self, x):
+            keep(self)
+            return x + 1
+
+    with pytest.raises(Unsupported, match="stateful module"):
+        program_of(Keeping(), torch.ones(2))
+
+
 def test_a_filled_diagonal_of_a_part_is_captured():
     """The mask of perturbed attention in Stable Diffusion 3: torch cannot make its own op functional here."""
 

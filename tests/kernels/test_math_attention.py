@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif("amx" not in available(), reason="this processor
 
 class Call(ctypes.Structure):
     _fields_ = (
-        ("q", ptr), ("k", ptr), ("v", ptr), ("mask", ptr), ("y", ptr), ("b", i64), ("m", i64), ("n", i64), ("heads", i64), ("d", i64),
+        ("q", ptr), ("k", ptr), ("v", ptr), ("mask", ptr), ("y", ptr),
+        ("b", i64), ("m", i64), ("n", i64), ("heads", i64), ("d", i64),
         ("q_strides", i64 * 3), ("k_strides", i64 * 3), ("v_strides", i64 * 3), ("mask_strides", i64 * 4),
         ("causal", ctypes.c_bool), ("scale", f32),
     )  # fmt: skip
