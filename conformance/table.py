@@ -12,7 +12,7 @@ import torch
 from diffusers_oneflow import parity
 from diffusers_oneflow.backend import models
 
-from .registry import CASES, Case
+from .registry import Case, add
 
 STEPS = 2
 # What pipelines draw on their way to an image, as the range that is compared in 255 levels.
@@ -65,7 +65,7 @@ class Entry:
         return pipe
 
     def run(self) -> parity.Report:
-        """Compare the pipeline on OneFlow with torch.
+        """Compare the pipeline on the judged backend with torch.
 
         Raises:
             ValueError: a component did not run at all.
@@ -98,7 +98,7 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
     if made.dtype == np.uint8:
         return made
     if not np.isfinite(made).all():
-        raise ValueError("the pipeline's result is not finite, even in torch")
+        raise ValueError("the pipeline's result is not finite")
     low, high = values
     return (np.clip((made - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
 
@@ -106,6 +106,4 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
 def register(entries: list[Entry]):
     """Make cases of entries."""
     for entry in entries:
-        if entry.name in CASES:
-            raise ValueError(f"two cases are called {entry.name!r}")
-        CASES[entry.name] = Case(entry.name, entry.about or entry.pipeline, entry.run)
+        add(Case(entry.name, entry.about or entry.pipeline, entry.run, pipeline=entry.pipeline))
