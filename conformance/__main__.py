@@ -9,7 +9,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import diffusers
 from rich.console import Console
 
 from diffusers_oneflow import judged
@@ -41,16 +40,17 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
     try:
         with judged.judging(options.backend):
             if options.results:
-                ran = [result for path in options.results for result in results.read(path)[0]]
+                parts = [results.read(path) for path in options.results]
+                ran, where = [result for part, _ in parts for result in part], parts[0][1].get("environment", {})
             else:
                 _try_backend()
-                ran = runner.run_all(chosen, console, isolated)
+                ran, where = runner.run_all(chosen, console, isolated), report.environment()
     except EngineUnavailable as error:
         console.print(f"the backend {options.backend} cannot run here: {error}", markup=False, highlight=False)
         return UNUSABLE
     except ValueError as error:
         p.error(str(error))
-    run = report.Run(options.backend, ran, rows, baseline.vanished(rows, CASES), coverage.not_covered(), diffusers.__version__)
+    run = report.Run(options.backend, ran, rows, baseline.vanished(rows, CASES), coverage.not_covered(), where)
     _write(run, options)
     run.print(console)
     if options.update_baseline:

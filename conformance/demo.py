@@ -84,34 +84,3 @@ def batch() -> Report:
     pipe = demo()
     pipe.vae.enable_slicing()
     return compare(pipe, [PROMPT, "a green heart on a black background"])
-
-
-@case("demo-lora-changed")
-def lora_changed() -> Report:
-    """The adapter's weights are replaced while the pipeline is attached: a graph on the old ones is stale."""
-    from peft import LoraConfig
-
-    torch.manual_seed(0)
-    pipe = demo()
-    pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    return compare(pipe, PROMPT, change=_replace_adapter)
-
-
-def _replace_adapter(pipe):
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.std()
-
-
-@case("demo-lora-switched")
-def lora_switched() -> Report:
-    """Another adapter becomes the active one while the pipeline is attached."""
-    from peft import LoraConfig
-
-    torch.manual_seed(0)
-    pipe = demo()
-    for name in ("first", "second"):
-        pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False), name)
-    pipe.unet.set_adapter("first")
-    return compare(pipe, PROMPT, change=lambda pipe: pipe.unet.set_adapter("second"))

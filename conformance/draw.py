@@ -10,10 +10,10 @@ from diffusers_oneflow import parity
 STEPS = 2
 
 
-def compare(pipe, *arguments, change=None, **options) -> parity.Report:
-    """The parity of a pipeline in one run of `STEPS` steps with these arguments, once `change` has altered it."""
+def compare(pipe, *arguments, **options) -> parity.Report:
+    """The parity of a pipeline in one run of `STEPS` steps with these arguments."""
     pipe.set_progress_bar_config(disable=True)
-    return parity.pipeline(pipe, drawer(*arguments, **options), change=change)
+    return parity.pipeline(pipe, drawer(*arguments, **options))
 
 
 def drawer(*arguments, **options) -> Callable[[object], np.ndarray]:

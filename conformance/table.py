@@ -29,6 +29,7 @@ class Entry:
         inputs: the call's arguments, or a function that makes them; steps, noise and output_type="np" are added.
         about: what sets it apart.
         prepare: changes the pipeline before it runs.
+        change: changes it again while it is attached and has drawn: what was compiled before must not be used after.
         fallbacks: component -> part of the reason for which it runs in torch; all others run on OneFlow.
         idle: components that the call does not run as modules of their own.
         values: the range of the result that is spread over 255 levels.
@@ -41,6 +42,7 @@ class Entry:
     about: str = ""
     variant: str = ""
     prepare: Callable[[object], None] | None = None
+    change: Callable[[object], None] | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     values: tuple[float, float] = IMAGE
@@ -71,7 +73,7 @@ class Entry:
             ValueError: a component did not run at all.
         """
         pipe = self.make()
-        report = parity.pipeline(pipe, self.draw, self.fallbacks)
+        report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
         ran = {c.path for c in report.components}
         if silent := set(models(pipe)) - ran - set(self.fallbacks) - set(self.idle) - {"vae.encoder"}:
             raise ValueError(f"not called: {', '.join(sorted(silent))}")

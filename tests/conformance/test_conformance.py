@@ -42,7 +42,7 @@ def test_a_level_and_a_pattern_choose(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["model-sd3", "model-sd3.5"]
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "model-unet"])
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "model-unet"])
 def test_a_small_case_passes(name, tmp_path):
     out = tmp_path / "numbers.json"
     assert main(["--only", name, "--json", str(out)]) == 0
