@@ -22,8 +22,8 @@ def _models(pipe):
 def _scaled(module, args, output):
     if isinstance(output, torch.Tensor):
         return output * SCALE
-    if isinstance(output, list):
-        return [_scaled(module, args, o) for o in output]
+    if isinstance(output, (list, tuple)):
+        return type(output)(_scaled(module, args, o) for o in output)
     return type(output)(**{k: v * SCALE if isinstance(v, torch.Tensor) else v for k, v in output.items()})
 
 
