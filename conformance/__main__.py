@@ -107,7 +107,8 @@ def _share(options, p, chosen: list[Case], rows: dict) -> list[Case]:
 
 def _list(chosen: list[Case], options, console: Console):
     for case in chosen:
-        console.print(f"{case.name:46} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False, soft_wrap=True)
+        said = f"{case.name:46} {case.about}{' (--full)' if case.full else ''}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     if not options.only and "pipelines" in (options.level or LEVELS):
         for name, reason in coverage.not_covered().items():
             said = reason if reason == coverage.NO_REASON else f"{coverage.NO_REASON}: {reason}"
