@@ -34,6 +34,7 @@ conformance-ci: $(READY)
 
 # One report of all parts.
 conformance-report: $(READY)
+	ls out/conformance-*.json
 	$(BIN)/python -m conformance $(addprefix --from ,$(wildcard out/conformance-*.json)) \
 	  --html out/conformance.html --junit out/conformance.xml --markdown out/conformance.md
 
