@@ -42,8 +42,8 @@ def test_a_regression_is_found(rows, now, said):
 
 def test_errors_below_what_rounding_makes_are_no_regression():
     rows = {"a": baseline.row(result(1e-8))}
-    assert baseline.regressions([result(2.9e-7)], rows) == {}
-    assert baseline.regressions([result(3.1e-7)], rows) != {}
+    assert baseline.regressions([result(4.9e-7)], rows) == {}
+    assert baseline.regressions([result(5.1e-7)], rows) != {}
 
 
 def test_what_fails_in_the_baseline_is_known(rows):
