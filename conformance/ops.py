@@ -137,10 +137,13 @@ def register():
     engine.load()
     import tests.conftest  # noqa: F401  (hypothesis draws the same examples in every run)
     from diffusers_oneflow import lowering
+    from tests.lowering import harness
 
     for path in sorted((Path(__file__).parents[1] / "tests/lowering").glob("test_*.py")):
         importlib.import_module(f"tests.lowering.{path.stem}")
     for op in lowering.lowered_ops():
+        if op not in harness.tests:  # aten.empty: its values are undefined
+            continue
         add(Case(op, "every call of its tests", functools.partial(run, op), level="ops"))
 
 

@@ -13,6 +13,9 @@ from diffusers_oneflow import lowering
 from diffusers_oneflow.parity import Component, Error, Report
 
 
+UNDEFINED = {"aten.empty.memory_format"}  # what it gives cannot be compared
+
+
 @pytest.fixture
 def table(monkeypatch):
     """The table of cases; what a test adds to it goes with the test."""
@@ -37,7 +40,7 @@ def test_list_names_every_case_and_what_has_none(capsys):
 
 def test_a_level_and_a_pattern_choose(capsys):
     assert main(["--list", "--level", "ops"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(lowering.lowered_ops())
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(lowering.lowered_ops()) - UNDEFINED
     assert main(["--list", "--level", "models", "--only", "model-sd3*"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["model-sd3", "model-sd3.5"]
 

@@ -20,7 +20,7 @@ from diffusers_oneflow.passes.quick_gelu import quick_gelu
 
 # The ops that tests are parametrised with, and the tests of each.
 covered: set[str] = set()
-_tests: dict[str, list[Callable]] = {}
+tests: dict[str, list[Callable]] = {}
 
 # float32 may be 1.5 times as wrong as torch's float32; the floors are relative to the output's scale.
 SLACK = 1.5
@@ -41,7 +41,7 @@ def for_ops(*names: str):
 
     def decorate(test):
         for name in names:
-            _tests.setdefault(name, []).append(test)
+            tests.setdefault(name, []).append(test)
 
         @functools.wraps(test)
         def collected(*args, op, **kwargs):
@@ -57,7 +57,7 @@ def for_ops(*names: str):
 
 def calls(op: str) -> Iterator[list["Case"]]:
     """The calls that the tests of `op` compare, those of each test together."""
-    for test in _tests[op]:
+    for test in tests[op]:
         varied = [mark.args for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
         for values in itertools.product(*(values for _, values in varied)):
             _cases.clear()
