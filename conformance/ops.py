@@ -142,7 +142,7 @@ def register():
     for path in sorted((Path(__file__).parents[1] / "tests/lowering").glob("test_*.py")):
         importlib.import_module(f"tests.lowering.{path.stem}")
     for op in lowering.lowered_ops():
-        if op not in harness.tests:  # aten.empty: its values are undefined
+        if op not in harness.tests:  # aten.empty and its like: what they hold is undefined
             continue
         add(Case(op, "every call of its tests", functools.partial(run, op), level="ops"))
 
