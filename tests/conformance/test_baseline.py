@@ -63,7 +63,7 @@ def test_an_update_keeps_other_rows_and_drops_vanished_ones(tmp_path, rows):
 
 def test_the_committed_baseline_names_existing_cases():
     rows = baseline.read(baseline.PATH)
-    assert len(rows) > 300
+    assert {"StableDiffusionPipeline", "t5", "aten.zeros.default"} <= set(rows)
     assert baseline.vanished(rows, CASES) == []
 
 
