@@ -27,6 +27,10 @@ from . import engine
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
 
 
+# What OneFlow's default generator starts from, as torch's.
+_UNSEEDED = 67280421310721
+
+
 @functools.cache
 def _to_torch() -> dict:
     flow = engine.flow()
@@ -114,7 +118,9 @@ def _tensor_inward(tensor) -> torch.Tensor:
 def _tensor_outward(tensor: torch.Tensor):
     flow = engine.flow()
     if tensor.dtype not in _to_flow() or tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(f"OneFlow has no tensors of {tensor.dtype} and {tensor.layout}: convert this output before it is returned")
+        raise TypeError(
+            f"OneFlow has no tensors of {tensor.dtype} and {tensor.layout}: convert this output before it is returned"
+        )
     tensor = tensor.detach().resolve_neg()
     if tensor.numel() == 0:
         return flow.empty(*tensor.shape, dtype=_to_flow()[tensor.dtype])
@@ -265,6 +271,8 @@ def _spoken(original: property) -> property:
 def install():
     """Let OneFlow's autocast, seeds and generators act on torch as well. Called once, when a border is first needed."""
     flow = engine.flow()
+    if (seed := flow.initial_seed()) != torch.default_generator.initial_seed() and seed != _UNSEEDED:
+        torch.manual_seed(seed)  # the script has seeded OneFlow already
     _extend_autocast(flow.autocast)
     # torch's default generator draws for pipelines that are given none.
     flow.manual_seed = _also(flow.manual_seed, torch.manual_seed)
