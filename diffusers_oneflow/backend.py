@@ -1,6 +1,7 @@
 """Attaching models to OneFlow, in place, and detaching them again."""
 
 import functools
+import sys
 
 import torch
 
@@ -48,10 +49,26 @@ def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
         raise EngineUnavailable(f'weights="release" is not possible here: {reason}; or use weights="shared"')
     detach(module)
     _guard_compile()
+    _settle(module)
     dispatcher = Dispatcher(module, path, config)
     previous = module.__dict__.get("_compiled_call_impl")
     module.__dict__[_ATTRIBUTE] = Attachment(dispatcher, previous)
     module.__dict__["_compiled_call_impl"] = dispatcher
+
+
+def _settle(module: torch.nn.Module):
+    """Let a model of transformers install now what records its hidden states.
+
+    It does so in the first call that asks for them, as those of Stable Diffusion XL do: a call that changes the
+    module, and so could not be captured.
+    """
+    capturing = sys.modules.get("transformers.utils.output_capturing")
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if capturing is None or modeling is None:
+        return
+    for part in module.modules():  # outer models first: they install for those inside as well
+        if isinstance(part, modeling.PreTrainedModel):
+            capturing.maybe_install_capturing_hooks(part)
 
 
 def detach(module: torch.nn.Module) -> bool:

@@ -158,7 +158,7 @@ def _twin(generator) -> torch.Generator:
 
 def _is_fresh(generator, state: bytes) -> bool:
     flow = engine.flow()
-    fresh = flow.Generator(str(generator.device).partition(":")[0] if generator.device.type == "auto" else generator.device)
+    fresh = flow.Generator("auto" if generator.device.type == "auto" else str(generator.device))
     fresh.manual_seed(generator.initial_seed())
     if fresh.get_state().numpy().tobytes() == state:
         return True
@@ -278,9 +278,20 @@ def install():
     flow.manual_seed = _also(flow.manual_seed, torch.manual_seed)
     flow.cuda.manual_seed_all = _also(flow.cuda.manual_seed_all, torch.cuda.manual_seed_all)
     flow.cuda.manual_seed = _also(flow.cuda.manual_seed, torch.cuda.manual_seed)
+    flow.Generator = _of_any_device(flow.Generator)
     generator = flow._oneflow_internal.Generator
     for name in ("manual_seed", "seed", "set_state"):
         setattr(generator, name, _forgetting(getattr(generator, name)))
+
+
+def _of_any_device(original: Callable) -> Callable:
+    """``Generator(pipe.device)`` as in torch: OneFlow's takes names of devices only."""
+
+    @functools.wraps(original)
+    def create_generator(device=None):
+        return original(None if device is None else str(device))
+
+    return create_generator
 
 
 def _also(original: Callable, torchs: Callable) -> Callable:
