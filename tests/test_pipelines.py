@@ -77,14 +77,13 @@ def test_latents_and_embeddings_of_oneflow(pipe, oneflow_pipe):
         words, empty = pipe.encode_prompt("a red circle", "cpu", 1, True)
         there = oneflow_pipe.encode_prompt("a red circle", flow.device("cpu"), 1, True)
     assert isinstance(there[0], torch.Tensor)  # only a device came in
-    expected = pipe(
-        prompt_embeds=words, negative_prompt_embeds=empty, latents=latents, num_inference_steps=2, output_type="pt"
-    ).images
+    arguments = {"num_inference_steps": 2, "output_type": "pt"}
+    expected = pipe(prompt_embeds=words, negative_prompt_embeds=empty, latents=latents, **arguments).images
     given = {
         "prompt_embeds": flow.tensor(words.numpy()), "negative_prompt_embeds": flow.tensor(empty.numpy()),
         "latents": flow.tensor(latents.numpy()),
     }  # fmt: skip
-    images = oneflow_pipe(**given, num_inference_steps=2, output_type="pt").images
+    images = oneflow_pipe(**given, **arguments).images
     assert isinstance(images, flow.Tensor) and np.abs(images.numpy() - expected.numpy()).max() <= 1 / 255
     assert np.array_equal(given["latents"].numpy(), latents.numpy())
 
@@ -104,8 +103,8 @@ def test_dtypes_and_devices_of_oneflow(oneflow_pipe, folder):
         assert loaded.unet.dtype is torch.float16 and loaded.text_encoder.dtype is torch.float16
 
 
-def hub(folder, tmp_path, monkeypatch) -> str:
-    """The folder as a repository in the cache of the hub."""
+def hub(folder, tmp_path) -> str:
+    """The folder as a repository in a cache of the hub; its id."""
     repository = tmp_path / "cache/models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("0" * 40)
@@ -114,8 +113,8 @@ def hub(folder, tmp_path, monkeypatch) -> str:
     return "someone/tiny"
 
 
-def test_from_a_hub_id(pipe, folder, tmp_path, monkeypatch):
-    name = hub(folder, tmp_path, monkeypatch)
+def test_from_a_hub_id(pipe, folder, tmp_path):
+    name = hub(folder, tmp_path)
     there = diffusers_oneflow.OneFlowStableDiffusionPipeline.from_pretrained(
         name, cache_dir=tmp_path / "cache", local_files_only=True, torch_dtype=flow.float32
     )
@@ -125,10 +124,8 @@ def test_from_a_hub_id(pipe, folder, tmp_path, monkeypatch):
 
 def test_from_a_single_file(pipe, folder, tmp_path):
     """Its text encoder comes from the file, under the names of the original release."""
-    weights = {
-        f"cond_stage_model.transformer.text_model.{k.removeprefix('text_model.')}": v + 0.01
-        for k, v in pipe.text_encoder.state_dict().items()
-    }
+    prefix = "cond_stage_model.transformer.text_model."
+    weights = {prefix + k.removeprefix("text_model."): v + 0.01 for k, v in pipe.text_encoder.state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
     there = diffusers_oneflow.OneFlowStableDiffusionPipeline.from_single_file(
         str(tmp_path / "model.safetensors"), config=str(folder), unet=pipe.unet, vae=pipe.vae, torch_dtype=flow.float32,
@@ -189,10 +186,8 @@ def test_classes_are_found_by_name_and_by_pickle():
 
 def test_every_stock_pipeline_has_one():
     """Those that diffusers shows with the packages that are installed here."""
-    stock = {
-        name for name in dir(diffusers)
-        if name.endswith("Pipeline") and isinstance(c := getattr(diffusers, name), type) and issubclass(c, diffusers.DiffusionPipeline)
-    }  # fmt: skip
+    classes = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
+    stock = {name for name, c in classes.items() if isinstance(c, type) and issubclass(c, diffusers.DiffusionPipeline)}
     assert len(stock) > 150
     for name in stock - {"DiffusionPipeline"}:
         assert issubclass(getattr(diffusers_oneflow, f"OneFlow{name}"), getattr(diffusers, name))
