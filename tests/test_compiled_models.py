@@ -12,6 +12,7 @@ from diffusers_oneflow.backend import dispatcher_of, models
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 PATCHES = {**{k: v for k, v in SMALL.items() if k != "vocab_size"}, "image_size": 32, "patch_size": 8}
+TINY = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 99}
 NARROW = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": 99}
 
 
@@ -123,7 +124,7 @@ MODELS = {
     "RobertaForMaskedLM": (lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SMALL)),
                            lambda s: {"input_ids": words(seed=s), "attention_mask": mask()}),
     "DistilBertModel": (
-        lambda: transformers.DistilBertModel(transformers.DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, vocab_size=99)),
+        lambda: transformers.DistilBertModel(transformers.DistilBertConfig(**TINY)),
         lambda s: {"input_ids": words(seed=s), "attention_mask": mask()},
     ),
     "LlamaForCausalLM": (llama, lambda s: {"input_ids": words(seed=s)}),
