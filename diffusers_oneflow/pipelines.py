@@ -26,7 +26,7 @@ def of(stock: type) -> type:
     border.install()
     space = border.namespace(stock, inherited=True)
     space["__init__"] = _starting(stock.__init__)
-    space["__setattr__"] = _joining
+    space["__setattr__"] = _joining(stock.__setattr__)
     space["__doc__"] = f"`{stock.__name__}` on OneFlow; see `diffusers_oneflow.pipelines`.\n\n{stock.__doc__ or ''}"
     space["__module__"] = __name__
     # pickle and repr go by the qualified name. diffusers goes by __name__, which therefore is the stock one: into
@@ -91,18 +91,25 @@ def _starting(original):
     return __init__
 
 
-def _joining(self, name: str, value):
-    """Set a component; a model that takes a place on OneFlow runs there too, with the options of the one before it."""
+def _joining(original):
+    @functools.wraps(original)
+    def __setattr__(self, name: str, value):
+        before = self.__dict__.get(name)
+        original(self, name, value)
+        if isinstance(before, torch.nn.Module) and isinstance(value, torch.nn.Module) and before is not value:
+            _join(name, before, value)
+
+    return __setattr__
+
+
+def _join(name: str, before: torch.nn.Module, model: torch.nn.Module):
+    """Attach a model that takes the place of one on OneFlow, with the options of that one."""
     from .backend import attach, dispatcher_of, targets
 
-    before = self.__dict__.get(name)
-    super(type(self), self).__setattr__(name, value)
-    if not isinstance(before, torch.nn.Module) or not isinstance(value, torch.nn.Module) or before is value:
-        return
-    attached = [dispatcher_of(part) for part in targets(name, before).values()]
-    for path, part in targets(name, value).items():
-        if any(attached) and dispatcher_of(part) is None:
-            attach(part, path, next(filter(None, attached)).config)
+    known = next(filter(None, (dispatcher_of(part) for part in targets(name, before).values())), None)
+    for path, part in targets(name, model).items():
+        if known is not None and dispatcher_of(part) is None:
+            attach(part, path, known.config)
 
 
 def __getattr__(name: str):

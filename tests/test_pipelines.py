@@ -175,6 +175,15 @@ def test_a_new_model_joins(oneflow_pipe):
     assert dispatcher_of(oneflow_pipe.unet) is None
 
 
+def test_a_class_can_be_extended(pipe):
+    class Mine(diffusers_oneflow.OneFlowStableDiffusionPipeline):
+        """A user's own."""
+
+    mine = Mine(**pipe.components, requires_safety_checker=False)
+    mine.unet = copy.deepcopy(mine.unet)
+    assert OneFlowBackend.is_attached(mine) and image_of(mine, generator=flow.Generator().manual_seed(0)).shape == (1, 16, 16, 3)
+
+
 def test_classes_are_found_by_name_and_by_pickle():
     cls = diffusers_oneflow.OneFlowFluxPipeline
     assert cls is diffusers_oneflow.OneFlowFluxPipeline and issubclass(cls, diffusers.FluxPipeline)
