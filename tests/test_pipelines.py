@@ -86,11 +86,9 @@ def test_latents_and_embeddings_of_oneflow(pipe, oneflow_pipe):
     images = oneflow_pipe(**given, **arguments).images
     assert isinstance(images, flow.Tensor) and np.abs(images.numpy() - expected.numpy()).max() <= 1 / 255
     assert np.array_equal(given["latents"].numpy(), latents.numpy())
-
-
-def test_torchs_objects_are_taken_as_before(oneflow_pipe):
-    images = oneflow_pipe("a red circle", num_inference_steps=1, latents=torch.randn(1, 4, 8, 8), output_type="pt").images
-    assert isinstance(images, torch.Tensor)
+    # And torch's as before.
+    images = oneflow_pipe(prompt_embeds=words, negative_prompt_embeds=empty, latents=latents, **arguments).images
+    assert isinstance(images, torch.Tensor) and (images - expected).abs().max() <= 1 / 255
     assert oneflow_pipe.dtype is torch.float32 and oneflow_pipe.device == torch.device("cpu")
 
 
@@ -118,8 +116,9 @@ def test_from_a_hub_id(pipe, folder, tmp_path):
     there = diffusers_oneflow.OneFlowStableDiffusionPipeline.from_pretrained(
         name, cache_dir=tmp_path / "cache", local_files_only=True, torch_dtype=flow.float32
     )
-    expected = image_of(pipe, generator=torch.Generator().manual_seed(2))
-    assert np.abs(image_of(there, generator=flow.Generator().manual_seed(2)) - expected).max() <= 1 / 255
+    assert OneFlowBackend.is_attached(there)
+    for name, weight in pipe.unet.named_parameters():
+        assert torch.equal(there.unet.get_parameter(name), weight)
 
 
 def test_from_a_single_file(pipe, folder, tmp_path):
@@ -134,7 +133,6 @@ def test_from_a_single_file(pipe, folder, tmp_path):
     assert OneFlowBackend.is_attached(there) and there.text_encoder is not pipe.text_encoder
     name, weight = next(iter(pipe.text_encoder.named_parameters()))
     assert torch.equal(there.text_encoder.get_parameter(name), weight + 0.01)
-    assert image_of(there).shape == (1, 16, 16, 3)
 
 
 def test_classes_of_diffusers_choose_the_oneflow_class(folder):
@@ -181,7 +179,7 @@ def test_a_class_can_be_extended(pipe):
 
     mine = Mine(**pipe.components, requires_safety_checker=False)
     mine.unet = copy.deepcopy(mine.unet)
-    assert OneFlowBackend.is_attached(mine) and image_of(mine, generator=flow.Generator().manual_seed(0)).shape == (1, 16, 16, 3)
+    assert OneFlowBackend.is_attached(mine) and dispatcher_of(mine.unet) is not None
 
 
 def test_classes_are_found_by_name_and_by_pickle():
