@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from distutils.command.install_data import install_data
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -62,4 +63,16 @@ def _math(name: str, flags: list[str]) -> Extension:
     )
 
 
-setup(ext_modules=native())
+class BesidePackages(install_data):
+    """Installs data files into site-packages itself, where Python reads ``*.pth``; in editable installs too."""
+
+    def run(self):
+        self.install_dir = self.get_finalized_command("install").install_lib
+        super().run()
+
+
+setup(
+    ext_modules=native(),
+    data_files=[("", ["diffusers_oneflow_mock.pth"])],
+    cmdclass={"install_data": BesidePackages},
+)

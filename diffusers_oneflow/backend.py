@@ -1,6 +1,7 @@
 """Attaching models to OneFlow, in place, and detaching them again."""
 
 import functools
+import sys
 
 import torch
 

@@ -119,8 +119,20 @@ def capture(
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             _spell_out_diagonals(exported.graph)
             table = torch.export.default_decompositions()
+            # What batch norm becomes in eval mode: torch.export does not keep an op that may write to its buffers.
+            table[torch.ops.aten._native_batch_norm_legit_no_training.default] = _batch_norm
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
     return _program(exported, results[0])
+
+
+def _batch_norm(input, weight, bias, mean, variance, momentum, eps):
+    """Normalised by the running statistics; and two empty tensors, as the op gives."""
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    out = (input - mean.reshape(shape)) * scale.reshape(shape)
+    out = out if bias is None else out + bias.reshape(shape)
+    return out.to(input.dtype), mean.new_empty(0), mean.new_empty(0)
 
 
 def _ops(graph: torch.fx.Graph):

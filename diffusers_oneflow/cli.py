@@ -1,7 +1,8 @@
-"""The command line: ``diffusers-oneflow generate | doctor | explain | parity``."""
+"""The command line: ``diffusers-oneflow generate | doctor | explain | parity | run``."""
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -126,6 +127,41 @@ def parity(
         report.print()
     if not report.passed:
         raise typer.Exit(1)
+
+
+# What follows the script's name is the script's, options too.
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True})
+def run(context: typer.Context, script: Annotated[Path, typer.Argument(help="A Python script; its arguments follow.")]):
+    """Run a script whose `import torch` gives OneFlow, while diffusers, transformers and accelerate keep torch."""
+    import runpy
+
+    from . import engine, mock
+
+    if reason := engine.refusal():
+        _stop(reason)
+    if not script.is_file():
+        _stop(f"there is no script {script}")
+    # For processes that the script starts.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (mock.folder(), os.environ.get("PYTHONPATH"))))
+    mock.start()
+    sys.argv = [str(script), *context.args]
+    sys.path[0] = str(script.resolve().parent)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        _show(error, script)
+        raise typer.Exit(1) from None
+
+
+def _show(error: Exception, script: Path):
+    """Print a traceback as Python does, from the script on."""
+    import traceback
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+        trace = trace.tb_next
+    # A script that does not compile has no frame.
+    traceback.print_exception(type(error), error, trace)
 
 
 def _stop(message: str):

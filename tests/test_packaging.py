@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -159,3 +160,15 @@ def test_installed_metadata_announces_the_entry_points():
         ("console_scripts", "diffusers-oneflow"), ("torch.backends", "diffusers_oneflow"),
         ("torch_dynamo_backends", "oneflow"), ("diffusers.backends", "oneflow"),
     } <= points  # fmt: skip
+
+
+def test_the_hook_of_mock_torch_goes_beside_the_packages(tmp_path):
+    """Into the root of wheels, which is site-packages."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "diffusers_oneflow_mock.pth"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "diffusers_oneflow").mkdir()
+    (tmp_path / "diffusers_oneflow/__init__.py").write_text('__version__ = "0.1.0"\n')
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--skip-build", "-d", "dist"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert "diffusers_oneflow_mock.pth" in zipfile.ZipFile(wheel).namelist()
