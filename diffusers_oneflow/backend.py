@@ -1,7 +1,6 @@
 """Attaching models to OneFlow, in place, and detaching them again."""
 
 import functools
-import sys
 
 import torch
 
