@@ -1,7 +1,7 @@
 // Convolutions and linear layers in float32: the rows of an image times a matrix of weights.
 //
 // oneDNN's convolution on channels-last images adds up all of kh * kw * c products in one chain, an error of 4 to 7 times
-// that of torch's contiguous convolution (5e-7 to 1.8e-6 against 2e-7 of the result). Here a chain has at most kDepth
+// that of torch's contiguous convolution (5e-7 to 1.8e-6 against 2e-7 of the result). Here a chain has at most 144
 // links, so results are as near to float64 as torch's; weights may be read from torch's own memory as well, and what
 // follows is computed before the result leaves the cache. A library of its own table, as dfo_math().
 #pragma once
