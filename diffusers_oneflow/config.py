@@ -1,5 +1,6 @@
 """Options of the backend."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -25,6 +26,9 @@ class OneFlowConfig:
             what is dropped.
         hoist: compute what depends only on the prompt, or only on the timestep, when these change (with the native kernels);
             None does so where that reads at least 32 MB of weights: noticing that nothing has changed takes 1 ms.
+        cache: where captured programs are kept on disk for the next process: True for the folder that the environment
+            variable ``DIFFUSERS_ONEFLOW_CACHE`` names ("0" or "off" for none), by default one in the user's cache; a path;
+            or None for no cache. The files hold graphs, no weights, and at most 512 MB.
 
     Raises:
         ValueError: a value outside of these.
@@ -36,6 +40,7 @@ class OneFlowConfig:
     kernels: str = "native"
     weights: str = "auto"
     hoist: bool | None = None
+    cache: str | os.PathLike | bool | None = True
 
     def __post_init__(self):
         if self.fallback not in ("torch", "error"):
@@ -48,3 +53,5 @@ class OneFlowConfig:
             raise ValueError(f'weights is {self.weights!r}; it must be "auto", "packed", "shared" or "release"')
         if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
             raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")
+        if not isinstance(self.cache, (str, os.PathLike, bool, type(None))):
+            raise ValueError(f"cache is {self.cache!r}; it must be a path, True or None")

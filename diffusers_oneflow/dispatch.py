@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import threading
-import time
 import warnings
 import weakref
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupporte
 from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
+from .programs import Programs
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -37,6 +37,7 @@ class Entry:
     rewrites: list
     seconds: dict[str, float]
     hoisted: list[hoisting.Hoisted]
+    origin: str = "captured"
     calls: int = 0
 
     def close(self):
@@ -79,6 +80,7 @@ class Dispatcher:
         self._seen_numbers: dict[tuple, tuple] = {}
         self._weights: dict[str, tuple] = {}
         self._store = None
+        self._programs = Programs(config.cache)
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
 
     @property
@@ -197,18 +199,18 @@ class Dispatcher:
         return any(type(a) is float or a != b for a, b in zip(numbers, first))
 
     def _build(self, module, structure, call, opened) -> Entry | str:
-        start = captured = time.perf_counter()
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
             with bar:
-                program = self._capture(module, call, opened)
-                captured = time.perf_counter()
-                bar.stage("passes", 0.0)
+                engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
-                rewrites = passes.run(program, native)
-                rewritten = time.perf_counter()
                 tensors = _tensors(call, opened)
+                found = self._programs.find(
+                    module, structure, call, tensors, opened, native, lambda: self._capture(module, call, opened)
+                )
+                program = found.program
+                bar.stage("passes", 1.0)
                 store = self._prepare(native)
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
@@ -224,13 +226,13 @@ class Dispatcher:
             if program is None:
                 return f"it could not be captured by torch.export: {message}"
             return f"building its graph failed inside diffusers_oneflow, please report this: {message}"
-        seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
+        seconds = {**found.seconds, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, hoisted)
+        ops = passes.op_counts(program)
+        return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
     def _capture(self, module, call, opened) -> Program:
-        engine.load()
         from . import lowering
 
         count = len(call.tensors)

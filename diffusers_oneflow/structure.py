@@ -17,7 +17,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 # Hooks with keywords and the like are listed in one of these two as well.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Neither shape the forward pass: gradient and state_dict machinery, and what this package stores.
-_IGNORED = frozenset((
+IGNORED = frozenset((
     *_TABLES, *_HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -72,7 +72,7 @@ class Structure:
                 if value is not None:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
         self._refuse(name, module)
-        values = tuple((k, self._value(v, _DEPTH)) for k, v in attributes.items() if k not in _IGNORED)
+        values = tuple((k, self._value(v, _DEPTH)) for k, v in attributes.items() if k not in IGNORED)
         tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
