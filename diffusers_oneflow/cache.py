@@ -66,14 +66,14 @@ class Cache:
     """
 
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES):
-        self.folder, self._most = Path(folder), most_bytes
+        self.folder, self.most_bytes = Path(folder), most_bytes
 
     def load(self, key: str) -> bytes | None:
         """What was stored under `key` (64 hexadecimal digits), or None; a file that is not sound is removed with a warning."""
         path = self.folder / f"{key}{_ENDING}"
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             _warn(f"the stored program {path} cannot be read ({error.strerror}) and is captured anew")
@@ -140,7 +140,7 @@ class Cache:
         total = sum(size for _, size, _ in files)
         for used, size, path in files:
             abandoned = path.endswith(_PART) and time.time() - used > _ABANDONED
-            if abandoned or (total > self._most and path.endswith(_ENDING)):
+            if abandoned or (total > self.most_bytes and path.endswith(_ENDING)):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
                 total -= size
@@ -175,7 +175,9 @@ def _versions() -> str:
 def _own_code() -> str:
     made = hashlib.sha256()
     root = Path(__file__).parent
-    for path in sorted(root.glob("*.py")) + sorted(p for part in ("passes", "lowering", "kernels") for p in (root / part).glob("*.py")):
+    for path in sorted(root.glob("*.py")) + sorted(
+        p for part in ("passes", "lowering", "kernels") for p in (root / part).glob("*.py")
+    ):
         made.update(str(path.relative_to(root)).encode() + hashlib.sha256(path.read_bytes()).digest())
     return made.hexdigest()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import engine, hoisting, interop, passes, progress, signature
+from . import budget, engine, hoisting, interop, passes, progress, signature
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
@@ -39,6 +39,15 @@ class Entry:
     hoisted: list[hoisting.Hoisted]
     origin: str = "captured"
     calls: int = 0
+    used: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes beside the arena that all graphs share, about."""
+        graphs = [self.graph, *(part.graph for part in self.hoisted)]
+        ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
+        kept = sum(part.kept_bytes for part in self.hoisted)
+        return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
 
     def close(self):
         """Free the memory of all its graphs."""
@@ -81,12 +90,13 @@ class Dispatcher:
         self._weights: dict[str, tuple] = {}
         self._store = None
         self._programs = Programs(config.cache)
+        budget.join(self)
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
 
     @property
     def entries(self) -> list[Entry]:
         """The compiled graphs, least recently used first."""
-        return [e for e in self._graphs.values() if isinstance(e, Entry)]
+        return [e for e in list(self._graphs.values()) if isinstance(e, Entry)]
 
     @property
     def packed_bytes(self) -> int:
@@ -172,6 +182,7 @@ class Dispatcher:
             opened = self._open(base, call.numbers)
             key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
             entry = self._graphs.get(key)
+            known = entry is not None
             if entry is None and (reason := next(filter(None, map(interop.refusal, call.tensors)), None)):
                 return reason
             if entry is None and opened and call.numbers:
@@ -185,11 +196,31 @@ class Dispatcher:
                 entry = self._build(module, structure, call, False)
             self._graphs[key] = entry
             self._graphs.move_to_end(key)
+            if isinstance(entry, Entry):
+                entry.used = budget.tick()
+            if known:
+                return entry
             while len(self._graphs) > self.config.max_graphs:
                 _, oldest = self._graphs.popitem(last=False)
                 if isinstance(oldest, Entry):
                     oldest.close()
+            budget.keep_within(self.config.max_bytes, entry)
+            budget.trim()
             return entry
+
+    def evict(self, entry: Entry) -> bool:
+        """Drop one graph; False if it is gone already, or if another thread is at work here."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            key = next((k for k, e in self._graphs.items() if e is entry), None)
+            if key is None:
+                return False
+            del self._graphs[key]
+            entry.close()
+            return True
+        finally:
+            self._lock.release()
 
     def _open(self, base: tuple, numbers: list) -> bool:
         """True if the call's numbers are to be inputs of the graph: floats at once, integers once they vary."""

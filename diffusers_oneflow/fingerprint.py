@@ -280,7 +280,7 @@ class _Walk:
 
 @functools.lru_cache(maxsize=4096)
 def _origin(module: str | None) -> str:
-    """"versioned", "installed" in site-packages, or "user"."""
+    """ "versioned", "installed" in site-packages, or "user"."""
     root = (module or "").partition(".")[0]
     if root in _VERSIONED or root == "builtins":
         return "versioned"

@@ -44,7 +44,9 @@ class Programs:
         self._cache = Cache(folder) if folder is not None else None
         self.refusal = ""
 
-    def find(self, module, structure: Structure, call: Flat, tensors: list, opened: bool, native: bool, capture: Callable) -> Found:
+    def find(
+        self, module, structure: Structure, call: Flat, tensors: list, opened: bool, native: bool, capture: Callable
+    ) -> Found:
         """The program for a call.
 
         Args:
