@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from .errors import Unsupported
 
-_TRACE_LOCK = threading.RLock()
+TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Program:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class _FlatCall(torch.nn.Module):
+class FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
     def __init__(self, module: torch.nn.Module, rebuild: Callable, finish: Callable):
@@ -101,7 +101,7 @@ def capture(
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
-    call = _FlatCall(module, rebuild, finish)
+    call = FlatCall(module, rebuild, finish)
     call.training = module.training
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
@@ -195,7 +195,7 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
 def _alone():
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
     tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
-    with _TRACE_LOCK:
+    with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
         def guarded_call(self, m, forward, args, kwargs):

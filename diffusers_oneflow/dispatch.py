@@ -18,6 +18,7 @@ from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
 from .programs import Programs
+from .retrace import retrace
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -238,7 +239,7 @@ class Dispatcher:
                 native = self.config.kernels == "native" and not loader.refusal()
                 tensors = _tensors(call, opened)
                 found = self._programs.find(
-                    module, structure, call, tensors, opened, native, lambda: self._capture(module, call, opened)
+                    module, structure, call, tensors, opened, native, lambda known: self._capture(module, call, opened, known)
                 )
                 program = found.program
                 bar.stage("passes", 1.0)
@@ -263,7 +264,7 @@ class Dispatcher:
         ops = passes.op_counts(program)
         return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def _capture(self, module, call, opened) -> Program:
+    def _capture(self, module, call, opened, known: Program | None) -> Program:
         from . import lowering
 
         count = len(call.tensors)
@@ -274,6 +275,8 @@ class Dispatcher:
 
         _tracing.on = True
         try:
+            if known is not None:
+                return retrace(module, _tensors(call, opened), rebuild, signature.flatten, known)
             return capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
         finally:
             _tracing.on = False

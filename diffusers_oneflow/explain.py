@@ -26,7 +26,7 @@ class GraphReport:
         calls: how often it ran.
         kernels: ATen op -> kernel -> number of nodes; "OneFlow's own" for what the pack has no kernel for.
         hoisted: for each part that depends on some inputs only, its nodes and how often it ran.
-        origin: where its program came from: "captured", or "disk cache".
+        origin: where its program came from: "captured", "captured anew for these sizes", or "disk cache".
     """
 
     inputs: list[str]

@@ -1,16 +1,24 @@
-"""Finds the program for a call: on disk, where an earlier process left it, or else by capture and the passes."""
+"""Finds the program for a call: on disk, where an earlier process left it, or by capture and the passes.
+
+What was captured is kept, a few kilobytes, and makes the capture for other sizes cheap (`retrace`), in other processes too.
+"""
 
 import time
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from . import fingerprint, passes, serialize
+from . import fingerprint, passes, retrace, serialize
 from .cache import Cache, directory, key_of
 from .capture import Program
 from .signature import Flat
 from .structure import Structure
+
+# Captured programs that are kept in memory for one module.
+_KEPT = 8
 
 
 @dataclass
@@ -19,7 +27,7 @@ class Found:
 
     Attributes:
         rewrites: what the passes did.
-        origin: "captured" or "disk cache".
+        origin: "captured", "captured anew for these sizes" or "disk cache".
         seconds: of capture, or of reading, and of the passes.
     """
 
@@ -37,12 +45,15 @@ class Programs:
 
     Attributes:
         refusal: why the latest program was not stored, or empty.
+        differs: why torch.export had to capture other sizes, or empty.
     """
 
     def __init__(self, cache):
         folder = directory(cache)
         self._cache = Cache(folder) if folder is not None else None
-        self.refusal = ""
+        self.refusal = self.differs = ""
+        # Captured programs, not rewritten; None where other sizes give another program.
+        self._captured: OrderedDict[tuple, bytes | None] = OrderedDict()
 
     def find(
         self, module, structure: Structure, call: Flat, tensors: list, opened: bool, native: bool, capture: Callable
@@ -53,22 +64,58 @@ class Programs:
             tensors: of the call, its open numbers included; only shapes and dtypes matter.
             opened: whether the call's numbers are among the tensors, and not part of the program.
             native: whether it is for the kernel pack.
-            capture: makes a new one; whatever it raises is handed on.
+            capture: makes a new one, from a program for other sizes or None; whatever it raises is handed on.
         """
         start = time.perf_counter()
         digest = self._digest(module, call)
-        key = key_of(digest, *_call(call, tensors, opened), native) if digest else None
+        given, alike = _call(call, tensors, opened)
+        key = key_of("rewritten", digest, *given, native) if digest else None
         stored = self._load(key, structure, tensors) if digest else None
         if stored is not None:
             return Found(*stored, "disk cache", {"capture": time.perf_counter() - start, "passes": 0.0})
-        program = capture()
+        token = (structure.token, call.spec, alike)
+        other = key_of("captured", digest, *alike) if digest else None
+        program, origin = self._reshaped(token, other, capture), "captured anew for these sizes"
+        if program is None:
+            program, origin = capture(None), "captured"
+            retrace.tidy(program)
+            self._keep(token, program)
         captured = time.perf_counter()
         rewrites = passes.run(program, native)
         seconds = {"capture": captured - start, "passes": time.perf_counter() - captured}
         # Code that capture has loaded, or that has changed meanwhile, has no part in the key.
         if digest and digest == self._digest(module, call):
             self._store(key, program, rewrites)
-        return Found(program, rewrites, "captured", seconds)
+            if origin == "captured" and self._captured[token]:
+                self._cache.store(other, zlib.decompress(self._captured[token]))
+        return Found(program, rewrites, origin, seconds)
+
+    def _reshaped(self, token: tuple, key: str | None, capture: Callable) -> Program | None:
+        """A program made from one for other sizes; None if there is none, or if torch.export has to do it."""
+        if token not in self._captured and key and (data := self._cache.load(key)) is not None:
+            self._remember(token, zlib.compress(data, 1))
+        if not self._captured.get(token):
+            return None
+        try:
+            known, _ = serialize.loads(zlib.decompress(self._captured[token]))
+            return capture(known)
+        except (retrace.Differs, serialize.Unreadable) as reason:
+            self.differs = str(reason)
+            self._captured[token] = None
+            return None
+
+    def _keep(self, token: tuple, program: Program):
+        if token in self._captured:
+            return
+        try:
+            self._remember(token, zlib.compress(serialize.dumps(program), 1))
+        except serialize.Unwritable:
+            self._remember(token, None)
+
+    def _remember(self, token: tuple, data: bytes | None):
+        self._captured[token] = data
+        while len(self._captured) > _KEPT:
+            self._captured.popitem(last=False)
 
     def _digest(self, module, call) -> str | None:
         """What the program depends on but for shapes and numbers; None without a cache, or where that cannot be told."""
@@ -104,10 +151,12 @@ class Programs:
         self._cache.store(key, data)
 
 
-def _call(call: Flat, tensors: list, opened: bool) -> tuple:
-    given = [(type(t).__qualname__, tuple(t.shape), str(t.dtype), str(t.device), str(t.layout)) for t in tensors]
-    numbers = [] if opened else [(type(n).__name__, n.hex() if type(n) is float else n) for n in call.numbers]
-    return given, numbers, opened, str(torch.get_default_dtype())
+def _call(call: Flat, tensors: list, opened: bool) -> tuple[tuple, tuple]:
+    """What a call gives to a key, and the same without sizes."""
+    kinds = tuple((type(t).__qualname__, str(t.dtype), str(t.device), str(t.layout)) for t in tensors)
+    numbers = () if opened else tuple((type(n).__name__, n.hex() if type(n) is float else n) for n in call.numbers)
+    rest = (kinds, numbers, opened, str(torch.get_default_dtype()))
+    return (tuple(tuple(t.shape) for t in tensors), *rest), (tuple(t.ndim for t in tensors), *rest)
 
 
 def _check(program: Program, structure: Structure, tensors: list):
