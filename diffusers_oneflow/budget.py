@@ -1,7 +1,5 @@
 """How much memory all compiled graphs together may take, and which of them go when it is too much."""
 
-import ctypes
-import functools
 import itertools
 import threading
 import weakref
@@ -50,18 +48,7 @@ def keep_within(most: int, newest) -> int:
     return dropped
 
 
-def trim():
-    """Give memory that was freed back to the system: a build leaves some 80 MB of holes for a graph of 500 ops."""
-    _malloc_trim()(0)
-
-
 def _entries() -> list[tuple]:
     with _lock:
         owners = list(_owners)
     return [(owner, entry) for owner in owners for entry in owner.entries]
-
-
-@functools.cache
-def _malloc_trim():
-    # Other C libraries than GNU's have none.
-    return getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)

@@ -206,7 +206,6 @@ class Dispatcher:
                 if isinstance(oldest, Entry):
                     oldest.close()
             budget.keep_within(self.config.max_bytes, entry)
-            budget.trim()
             return entry
 
     def evict(self, entry: Entry) -> bool:
@@ -264,7 +263,7 @@ class Dispatcher:
         ops = passes.op_counts(program)
         return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def _capture(self, module, call, opened, known: Program | None) -> Program:
+    def _capture(self, module, call, opened, known: list[Program]) -> Program:
         from . import lowering
 
         count = len(call.tensors)
@@ -275,7 +274,7 @@ class Dispatcher:
 
         _tracing.on = True
         try:
-            if known is not None:
+            if known:
                 return retrace(module, _tensors(call, opened), rebuild, signature.flatten, known)
             return capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
         finally:

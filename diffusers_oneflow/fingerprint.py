@@ -31,8 +31,10 @@ _VERSIONED = frozenset((*sys.stdlib_module_names, "torch", "numpy", "oneflow", "
 _PLAIN = (bool, int, str, bytes, type(None), complex, type(Ellipsis), range, slice, PurePath)
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 # What they are called is all that matters of them.
-_NAMED = (types.BuiltinFunctionType, types.BuiltinMethodType, types.MethodDescriptorType, types.WrapperDescriptorType,
-          types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType)  # fmt: skip
+_NAMED = (
+    types.BuiltinFunctionType, types.BuiltinMethodType, types.MethodDescriptorType, types.WrapperDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType,
+)  # fmt: skip
 # What they hold is no part of any result.
 _SKIPPED = (logging.Logger, logging.LoggerAdapter, weakref.ref, typing.TypeVar)
 _TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAlias, types.UnionType, type(typing.Any),  # noqa: UP006, UP007

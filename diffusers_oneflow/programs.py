@@ -3,6 +3,7 @@
 What was captured is kept, a few kilobytes, and makes the capture for other sizes cheap (`retrace`), in other processes too.
 """
 
+import contextlib
 import time
 import zlib
 from collections import OrderedDict
@@ -17,8 +18,8 @@ from .capture import Program
 from .signature import Flat
 from .structure import Structure
 
-# Captured programs that are kept in memory for one module.
-_KEPT = 8
+# Of one module: the kinds of calls whose captured programs are kept in memory, and how many for each.
+_KEPT, _VARIANTS = 8, 4
 
 
 @dataclass
@@ -52,8 +53,8 @@ class Programs:
         folder = directory(cache)
         self._cache = Cache(folder) if folder is not None else None
         self.refusal = self.differs = ""
-        # Captured programs, not rewritten; None where other sizes give another program.
-        self._captured: OrderedDict[tuple, bytes | None] = OrderedDict()
+        # Captured programs, not rewritten: several where some sizes give other programs than others do.
+        self._captured: OrderedDict[tuple, list[bytes]] = OrderedDict()
 
     def find(
         self, module, structure: Structure, call: Flat, tensors: list, opened: bool, native: bool, capture: Callable
@@ -64,7 +65,7 @@ class Programs:
             tensors: of the call, its open numbers included; only shapes and dtypes matter.
             opened: whether the call's numbers are among the tensors, and not part of the program.
             native: whether it is for the kernel pack.
-            capture: makes a new one, from a program for other sizes or None; whatever it raises is handed on.
+            capture: makes a new one, with the help of programs for other sizes if there are any; whatever it raises is handed on.
         """
         start = time.perf_counter()
         digest = self._digest(module, call)
@@ -77,7 +78,7 @@ class Programs:
         other = key_of("captured", digest, *alike) if digest else None
         program, origin = self._reshaped(token, other, capture), "captured anew for these sizes"
         if program is None:
-            program, origin = capture(None), "captured"
+            program, origin = capture([]), "captured"
             retrace.tidy(program)
             self._keep(token, program)
         captured = time.perf_counter()
@@ -86,36 +87,43 @@ class Programs:
         # Code that capture has loaded, or that has changed meanwhile, has no part in the key.
         if digest and digest == self._digest(module, call):
             self._store(key, program, rewrites)
-            if origin == "captured" and self._captured[token]:
-                self._cache.store(other, zlib.decompress(self._captured[token]))
+            if origin == "captured":
+                self._cache.store(other, b"".join(len(d).to_bytes(8, "little") + d for d in self._captured[token]))
         return Found(program, rewrites, origin, seconds)
 
     def _reshaped(self, token: tuple, key: str | None, capture: Callable) -> Program | None:
-        """A program made from one for other sizes; None if there is none, or if torch.export has to do it."""
-        if token not in self._captured and key and (data := self._cache.load(key)) is not None:
-            self._remember(token, zlib.compress(data, 1))
-        if not self._captured.get(token):
+        """A program made with those for other sizes; None if there are none, or if torch.export has to do it."""
+        if token not in self._captured:
+            self._captured[token] = self._read(key) if key else []
+            while len(self._captured) > _KEPT:
+                self._captured.popitem(last=False)
+        if not self._captured[token]:
             return None
         try:
-            known, _ = serialize.loads(zlib.decompress(self._captured[token]))
-            return capture(known)
-        except (retrace.Differs, serialize.Unreadable) as reason:
+            return capture([serialize.loads(zlib.decompress(data))[0] for data in self._captured[token]])
+        except retrace.Differs as reason:
             self.differs = str(reason)
-            self._captured[token] = None
             return None
 
     def _keep(self, token: tuple, program: Program):
-        if token in self._captured:
-            return
-        try:
-            self._remember(token, zlib.compress(serialize.dumps(program), 1))
-        except serialize.Unwritable:
-            self._remember(token, None)
+        if len(self._captured[token]) < _VARIANTS:
+            # One that cannot be written is captured each time.
+            with contextlib.suppress(serialize.Unwritable):
+                self._captured[token].append(zlib.compress(serialize.dumps(program), 1))
 
-    def _remember(self, token: tuple, data: bytes | None):
-        self._captured[token] = data
-        while len(self._captured) > _KEPT:
-            self._captured.popitem(last=False)
+    def _read(self, key: str) -> list[bytes]:
+        data, found = self._cache.load(key) or b"", []
+        while data:
+            size = 8 + int.from_bytes(data[:8], "little")
+            found.append(data[8:size])
+            data = data[size:]
+        try:
+            for written in found:
+                serialize.loads(zlib.decompress(written))
+        except (serialize.Unreadable, zlib.error) as reason:
+            self._cache.reject(key, str(reason))
+            return []
+        return found
 
     def _digest(self, module, call) -> str | None:
         """What the program depends on but for shapes and numbers; None without a cache, or where that cannot be told."""

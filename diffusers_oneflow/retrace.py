@@ -28,12 +28,12 @@ class Differs(Exception):
     """The module computes something else for these sizes, or does what only torch.export can follow; the message says what."""
 
 
-def retrace(module: torch.nn.Module, tensors: list[torch.Tensor], rebuild, flatten, known: Program) -> Program:
+def retrace(module: torch.nn.Module, tensors: list[torch.Tensor], rebuild, flatten, known: list[Program]) -> Program:
     """What `capture.capture` would give for `tensors`, with the help of what it gave for tensors of other sizes.
 
     Args:
         tensors, rebuild, flatten: as for `capture`.
-        known: a tidied (`tidy`) program of the same module in the same state, for a call that differed in sizes alone.
+        known: tidied (`tidy`) programs of the same module in the same state, for calls that differed in sizes alone.
 
     Raises:
         Differs: it takes torch.export; nothing has changed.
@@ -45,10 +45,15 @@ def retrace(module: torch.nn.Module, tensors: list[torch.Tensor], rebuild, flatt
         raise
     except Exception as error:  # whatever the module's code raises when its tensors hold nothing
         raise Differs(f"{type(error).__name__}: {error}") from error
-    _compare(
-        known, traced, dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    )
-    return traced
+    weights = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    reasons = []
+    for program in known:
+        try:
+            _compare(program, traced, weights)
+            return traced
+        except Differs as reason:
+            reasons.append(str(reason))
+    raise Differs("; ".join(reasons))
 
 
 def tidy(program: Program):
