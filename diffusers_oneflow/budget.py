@@ -7,7 +7,7 @@ import weakref
 from . import engine
 
 # What OneFlow itself and the descriptions of ops take, measured with Stable Diffusion's UNet (benchmarks/sizes.py).
-BYTES_PER_OP = 40 << 10
+BYTES_PER_OP = 120 << 10
 
 _clock = itertools.count(1)
 _lock = threading.Lock()
