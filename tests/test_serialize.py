@@ -135,7 +135,8 @@ def _drop(key):
         _set_op("aten.no_such_op.default"), _set_op("os.system.default"), _set_op("aten.linear"), _set_op("__import__"),
         _set_op("prims.device_put.default"), _set_op("aten.__class__.default"),
         _set_result("output", "os:system"), _set_result("output", "builtins:dict"), _set_result("dataclass", "subprocess:Popen"),
-        _set_result("namedtuple", "no.such.module:Name"), _set_result("sequence", "builtins:set"), _set_result("dict", "builtins:type"),
+        _set_result("namedtuple", "no.such.module:Name"), _set_result("sequence", "builtins:set"),
+        _set_result("dict", "builtins:type"),
         _set_argument({"node": 10**6}), _set_argument({"dtype": "load"}), _set_argument({"layout": "float32"}),
         _set_argument({"pickle": "gASVAAA="}), _set_argument({"dtype": "float32", "node": 1}),
         _drop("nodes"), _drop("outputs"),
@@ -163,7 +164,7 @@ def test_an_op_that_no_reader_would_know_is_not_written(program):
 
 
 def test_a_type_without_a_name_is_not_written(program):
-    Local = collections.namedtuple("Local", "a")  # noqa: PYI024
+    Local = collections.namedtuple("Local", "a")
     program.result.spec = ("namedtuple", Local, (("tensor", 0),))
     with pytest.raises(Unwritable, match="Local"):
         dumps(program)
