@@ -2,8 +2,9 @@
 
 Stored programs are found by it, so two states that could give two programs must differ here. It follows what a module
 consists of - classes, attributes, layouts of weights - and the bytecode of all Python that can be reached from there:
-methods, functions that they name, their defaults, closures and globals, whoever has replaced any of them meanwhile. Code of
-the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
+methods, functions that they name, their defaults, closures and globals. An installed package (diffusers) counts by sizes and
+times of its files, by the plain globals of the modules that were met, and by every function in it that somebody has replaced.
+Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
 """
 
 import collections
@@ -137,7 +138,8 @@ class _Walk:
             self._put("typing", repr(value))
         elif isinstance(value, _NAMED):
             self._put("named", getattr(value, "__module__", ""), value.__qualname__)
-        elif self._first(value):
+        elif kind in (tuple, frozenset) or self._first(value):
+            # Whether two equal tuples are one object is the interpreter's whim.
             self._put(kind.__module__, kind.__qualname__)
             self._inside(value, kind)
 
@@ -282,7 +284,7 @@ class _Walk:
 
 @functools.lru_cache(maxsize=4096)
 def _origin(module: str | None) -> str:
-    """ "versioned", "installed" in site-packages, or "user"."""
+    """Whether a module is "versioned", "installed" in site-packages, or the "user"'s."""
     root = (module or "").partition(".")[0]
     if root in _VERSIONED or root == "builtins":
         return "versioned"
