@@ -14,7 +14,7 @@ class OneFlowConfig:
         progress: show a progress bar by stage while a large model is compiled; None shows it on a terminal only.
         max_graphs: compiled graphs kept per model; the least recently used one is dropped beyond that.
         max_bytes: of memory for compiled graphs, those of all attached models together: their activations, which share one
-            arena, and what each one takes itself; some 25 MB for a UNet of 860 M parameters. Beyond it the least recently used
+            arena, and what each one takes itself; some 100 MB for a UNet of 860 M parameters. Beyond it the least recently used
             ones are dropped, of whatever model; the newest stays. Weights, shared or packed, do not count.
         kernels: ``"native"`` uses this package's kernel pack where it can be used (`doctor` says whether), and OneFlow's
             own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
