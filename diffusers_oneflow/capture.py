@@ -15,7 +15,7 @@ from torch.fx.experimental import proxy_tensor
 
 from .errors import Unsupported
 
-_TRACE_LOCK = threading.RLock()
+TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Program:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class _FlatCall(torch.nn.Module):
+class FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
     def __init__(self, module: torch.nn.Module, rebuild: Callable, adapted: Callable, finish: Callable):
@@ -99,17 +99,17 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
-    _install_output_hooks(module)
-    changes, kept = watch(module), {id(t) for _, t in _attributes(module)}
+    install_output_hooks(module)
+    changes, kept = watch(module), {id(t) for _, t in kept_tensors(module)}
 
     def finish(result, given):
         # Here, since torch.export puts back some attributes itself before it returns.
         changed.extend(changes())
-        changed.extend(name for name, t in _attributes(module) if id(t) not in kept and _depends(t, given))
+        changed.extend(name for name, t in kept_tensors(module) if id(t) not in kept and _depends(t, given))
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
-    call = _FlatCall(module, rebuild, adapted, finish)
+    call = FlatCall(module, rebuild, adapted, finish)
     call.training = module.training
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
@@ -215,7 +215,7 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
 def _alone():
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
     tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
-    with _TRACE_LOCK:
+    with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
         def guarded_call(self, m, forward, args, kwargs):
@@ -256,7 +256,7 @@ def twin(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _attributes(module: torch.nn.Module):
+def kept_tensors(module: torch.nn.Module):
     """``(name of the submodule, tensor)`` for all tensors that stand in attributes, parameters and buffers aside."""
     for name, sub in module.named_modules():
         for tensor in _tensors_in({k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers")}, 3):
@@ -286,7 +286,7 @@ def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
     return slot.proxy.node if slot is not None else None
 
 
-def _install_output_hooks(module: torch.nn.Module):
+def install_output_hooks(module: torch.nn.Module):
     """What models of transformers do in the first call that asks for hidden states, which would look like a state."""
     if "transformers.utils.output_capturing" not in sys.modules:
         return

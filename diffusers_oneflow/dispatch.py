@@ -4,7 +4,6 @@ import contextlib
 import functools
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections import OrderedDict
@@ -14,13 +13,15 @@ from typing import NamedTuple
 
 import torch
 
-from . import engine, hoisting, interop, passes, progress, signature, strengths
+from . import budget, engine, hoisting, interop, passes, progress, signature, strengths
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
 from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
+from .programs import Programs
+from .retrace import retrace
 from .structure import Interned, Structure
 
 _tracing = threading.local()
@@ -66,6 +67,12 @@ class Call:
         values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
         return opened, numbers, self.strengths.number, values
 
+    def fixed(self, opened: Open) -> tuple:
+        """The same for other processes: what of the call is part of a program, its arguments' description aside."""
+        numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
+        values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
+        return tuple(opened), numbers, self.strengths.layout, values, self.dtype
+
 
 @dataclass
 class Entry:
@@ -79,7 +86,17 @@ class Entry:
     rewrites: list
     seconds: dict[str, float]
     hoisted: list[hoisting.Hoisted]
+    origin: str = "captured"
     calls: int = 0
+    used: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes beside the arena that all graphs share, about."""
+        graphs = [self.graph, *(part.graph for part in self.hoisted)]
+        ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
+        kept = sum(part.kept_bytes for part in self.hoisted)
+        return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
 
     def close(self):
         """Free the memory of all its graphs."""
@@ -128,6 +145,8 @@ class Dispatcher:
         self._seen_numbers: dict[tuple, tuple] = {}
         self._weights: dict[str, tuple] = {}
         self._store = None
+        self._programs = Programs(config.cache)
+        budget.join(self)
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
 
     def __bool__(self) -> bool:
@@ -142,7 +161,7 @@ class Dispatcher:
     @property
     def entries(self) -> list[Entry]:
         """The compiled graphs, least recently used first."""
-        return [e for e in self._graphs.values() if isinstance(e, Entry)]
+        return [e for e in list(self._graphs.values()) if isinstance(e, Entry)]
 
     @property
     def packed_bytes(self) -> int:
@@ -188,6 +207,7 @@ class Dispatcher:
                 self._store.close()
             self._drop_weights()
             self._structure, self._interned = None, Interned()
+            self._programs.forget()
             for known in (self._groups, self._most_open, self._seen_numbers):
                 known.clear()
 
@@ -243,6 +263,7 @@ class Dispatcher:
             opened = self._open(base, call)
             key = (*base, *call.key(opened))
             entry = self._graphs.get(key)
+            known = entry is not None
             if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in flat.tensors)), None)):
                 return reason
             if entry is None:
@@ -254,11 +275,30 @@ class Dispatcher:
                     entry = self._build(module, structure, call, opened)
             self._graphs[key] = entry
             self._graphs.move_to_end(key)
+            if isinstance(entry, Entry):
+                entry.used = budget.tick()
+            if known:
+                return entry
             while len(self._graphs) > self.config.max_graphs:
                 _, oldest = self._graphs.popitem(last=False)
                 if isinstance(oldest, Entry):
                     oldest.close()
+            budget.keep_within(self.config.max_bytes, entry)
             return entry
+
+    def evict(self, entry: Entry) -> bool:
+        """Drop one graph; False if it is gone already, or if another thread is at work here."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            key = next((k for k, e in self._graphs.items() if e is entry), None)
+            if key is None:
+                return False
+            del self._graphs[key]
+            entry.close()
+            return True
+        finally:
+            self._lock.release()
 
     def _open(self, base: tuple, call: Call) -> Open:
         """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
@@ -270,18 +310,18 @@ class Dispatcher:
     def _build(self, module, structure, call: Call, opened: Open) -> Entry | str:
         if self.part and self.record.built >= 2 * self.config.max_graphs:
             return f"{self.record.built} graphs were built for it, and its calls still differ"
-        start = captured = time.perf_counter()
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
             with bar:
-                program = self._capture(module, call, opened)
-                captured = time.perf_counter()
-                bar.stage("passes", 0.0)
+                engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
-                rewrites = passes.run(program, native)
-                rewritten = time.perf_counter()
                 tensors = call.tensors(opened)
+                rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype())
+                make = functools.partial(self._capture, module, call, opened)
+                found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
+                program = found.program
+                bar.stage("passes", 1.0)
                 store = self._prepare(native)
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
@@ -297,13 +337,13 @@ class Dispatcher:
             if program is None:
                 return f"it could not be captured by torch.export: {message}"
             return f"building its graph failed inside diffusers_oneflow, please report this: {message}"
-        seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
+        seconds = {**found.seconds, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, hoisted)
+        ops = passes.op_counts(program)
+        return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def _capture(self, module, call, opened) -> Program:
-        engine.load()
+    def _capture(self, module, call, opened, known: list[Program]) -> Program:
         from . import lowering
 
         flat, tensors = call.flat, call.tensors(opened)
@@ -318,6 +358,8 @@ class Dispatcher:
 
         _tracing.on = True
         try:
+            if known:
+                return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
             return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
         finally:
             _tracing.on = False
