@@ -26,7 +26,7 @@ _MAGIC = b"diffusers_oneflow program 1\n"
 _ENDING, _PART = ".program", ".part"
 # After so many seconds a file that was never finished belongs to a process that is gone.
 _ABANDONED = 3600.0
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "oneflow", "numpy", "safetensors")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "oneflow", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def key_of(*parts) -> str:
 @functools.cache
 def _versions() -> str:
     versions = [sys.version]
-    for name in _PACKAGES:
+    for name in PACKAGES:
         # The version of what is loaded; the metadata on disk may have been replaced since.
         found = getattr(sys.modules.get(name), "__version__", None)
         if found is None:

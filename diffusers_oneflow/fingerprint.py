@@ -2,9 +2,8 @@
 
 Stored programs are found by it, so two states that could give two programs must differ here. It follows what a module
 consists of - classes, attributes, layouts of weights - and the bytecode of all Python that can be reached from there:
-methods, functions that they name, their defaults, closures and globals. An installed package (diffusers) counts by sizes and
-times of its files, by the plain globals of the modules that were met, and by every function in it that somebody has replaced.
-Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
+methods, functions that they name, their defaults, closures and globals. Installed packages (diffusers) are left to
+`libraries`. Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
 """
 
 import collections
@@ -17,7 +16,6 @@ import os
 import re
 import struct
 import sys
-import sysconfig
 import types
 import typing
 import weakref
@@ -25,13 +23,11 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
+from .libraries import PLAIN, TORCH, Libraries, Unknowable, files, origin
 from .structure import IGNORED, fixed
 
-# Trusted to be what their versions say.
-_VERSIONED = frozenset((*sys.stdlib_module_names, "torch", "numpy", "oneflow", "diffusers_oneflow"))
-_PLAIN = (bool, int, str, bytes, type(None), complex, type(Ellipsis), range, slice, PurePath)
-_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 # What they are called is all that matters of them.
 _NAMED = (
     types.BuiltinFunctionType, types.BuiltinMethodType, types.MethodDescriptorType, types.WrapperDescriptorType,
@@ -43,14 +39,11 @@ _TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAl
            inspect.Signature)  # fmt: skip
 _CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__abstractmethods__",
                           "_abc_impl", "__slots__", "__parameters__", "__orig_bases__", "__firstlineno__"))  # fmt: skip
-# Of configurations: where they came from, and a list in the random order of a set.
-_HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values"))
-_SITE = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+# Of configurations: where they came from, and a list in the random order of a set; of weights, whether they were loaded.
+_HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values", "_is_hf_initialized"))
+# torch's own names for ops; what is called through others may be anybody's Python.
+_OPS = frozenset(("aten", "prims", "prim", "higher_order", "torchvision"))
 _LARGEST = 64 << 20  # bytes of tensors in attributes
-
-
-class Unknowable(Exception):
-    """Something that a module's forward may read has no content that could be compared; the message says what."""
 
 
 class Fingerprint(NamedTuple):
@@ -76,7 +69,8 @@ def fingerprint(module: torch.nn.Module, call: tuple = ()) -> Fingerprint:
     """
     found = _Walk()
     # This package's own code is part of a key by its content; it must not have changed since it was loaded.
-    _files(__package__)
+    files(__package__)
+    found.modes()
     found.value(call)
     found.module(module)
     return Fingerprint(found.digest(), found.tensors)
@@ -89,12 +83,12 @@ class _Walk:
         self._hash = hashlib.sha256()
         self._numbers: dict[int, int] = {}
         self._alive: list = []
-        self._packages: set[str] = set()
+        self._libraries = Libraries(self.value, self._put)
         self.tensors: list[torch.Tensor] = []
 
     def digest(self) -> str:
         """To be called once, when all was walked over."""
-        self._installed()
+        self._libraries.finish()
         return self._hash.hexdigest()
 
     def _put(self, *parts):
@@ -113,6 +107,22 @@ class _Walk:
         self._alive.append(value)
         return True
 
+    def modes(self):
+        """Hash what holds for the whole process, or thread, and that code or torch.export itself may ask for."""
+        for mode in _get_current_function_mode_stack():
+            if not isinstance(mode, torch.utils._device.DeviceContext):
+                raise Unknowable(f"calls under a {type(mode).__name__}")
+            self.value(mode.device)
+        if torch._C._len_torch_dispatch_stack():
+            raise Unknowable("calls under a dispatch mode")
+        hooks = torch.nn.modules.module
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            raise Unknowable("calls under hooks of all modules")
+        self._all((
+            torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(),
+            torch.backends.mha.get_fastpath_enabled(), torch.get_float32_matmul_precision(),
+        ))  # fmt: skip
+
     def module(self, module: torch.nn.Module):
         for name, sub in module.named_modules(remove_duplicate=False):
             self._put("submodule", name)
@@ -125,6 +135,8 @@ class _Walk:
                 for key, tensor in attributes[table].items():
                     self._put(table, key)
                     self._weight(tensor)
+            # Code may ask whether there is one.
+            self._put("none", *(key for key, inner in attributes["_modules"].items() if inner is None))
             for key, value in attributes.items():
                 if key not in IGNORED:
                     self._put("attribute", key)
@@ -137,13 +149,14 @@ class _Walk:
         if tensor is not None and self._first(tensor):
             layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
             self._put("weight", type(tensor).__qualname__, layout)
+            self.value(vars(tensor) if isinstance(getattr(tensor, "__dict__", None), dict) else {})
 
     def value(self, value):
         """Hash what `value` is."""
         kind = type(value)
         if kind is float:
             self._put("float", value.hex())
-        elif kind in _PLAIN or isinstance(value, (*_TORCH, PurePath)):
+        elif kind in PLAIN or isinstance(value, (*TORCH, PurePath)):
             self._put(kind.__qualname__, repr(value))
         elif isinstance(value, enum.Enum):
             self._put("enum", kind.__module__, kind.__qualname__, value.name)
@@ -152,7 +165,7 @@ class _Walk:
         elif isinstance(value, _TYPING):
             self._put("typing", repr(value))
         elif isinstance(value, _NAMED):
-            self._put("named", getattr(value, "__module__", ""), value.__qualname__)
+            self._named(value)
         elif kind in (tuple, frozenset) or self._first(value):
             # Whether two equal tuples are one object is the interpreter's whim.
             self._put(kind.__module__, kind.__qualname__)
@@ -163,15 +176,16 @@ class _Walk:
             self._tensor(value)
         elif isinstance(value, torch.nn.Module):
             self.module(value)
-        elif isinstance(value, (list, tuple, collections.deque)):
-            self._all(value)
-        elif isinstance(value, (set, frozenset)):
-            self._all(sorted(value, key=repr))
+        elif isinstance(value, (list, tuple, collections.deque, set, frozenset)):
+            self._all(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+            self._beside(value)
         elif isinstance(value, (dict, types.MappingProxyType)):
-            for key, item in list(value.items()):
-                if key not in _HOUSEKEEPING:
-                    self.value(key)
-                    self.value(item)
+            items = [pair for pair in value.items() if not isinstance(pair[0], str) or pair[0] not in _HOUSEKEEPING]
+            self._put(len(items))
+            for key, item in items:
+                self.value(key)
+                self.value(item)
+            self._beside(value)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.MethodType):
@@ -181,7 +195,7 @@ class _Walk:
         elif isinstance(value, type):
             self._class(value)
         elif isinstance(value, types.ModuleType):
-            self._put(value.__name__)
+            self._library(value)
         elif isinstance(value, types.CodeType):
             self._code(value)
         elif isinstance(value, (property, functools.cached_property)):
@@ -192,15 +206,45 @@ class _Walk:
             self._put(value.pattern, value.flags)
         elif kind.__module__ == "numpy" and hasattr(value, "tobytes") and not getattr(value.dtype, "hasobject", True):
             self._put(value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest())
-        elif isinstance(getattr(value, "__dict__", None), dict):
+        elif isinstance(value, (str, bytes, int, float, complex)):
+            # Of a class of its own.
+            base = next(b for b in (str, bytes, int, float, complex) if isinstance(value, b))
+            self.value(base.__new__(base, value))
             self.value(kind)
-            self.value(vars(value))
-        elif getattr(kind, "__slots__", None) is not None and _origin(kind.__module__) != "versioned":
+            self._beside(value)
+        elif isinstance(getattr(value, "__dict__", None), dict) or _slots(kind):
             self.value(kind)
-            for name in kind.__slots__ if not isinstance(kind.__slots__, str) else (kind.__slots__,):
-                self.value(getattr(value, name, None))
+            self._beside(value)
         else:
             raise Unknowable(f"a {kind.__module__}.{kind.__qualname__}")
+
+    def _beside(self, value):
+        """The attributes of an object, beside what it holds as a container."""
+        if inner := getattr(value, "__dict__", None):
+            self.value(inner)
+        for name in _slots(type(value)):
+            self._put(name)
+            self.value(getattr(value, name, None))
+
+    def _named(self, value):
+        module = getattr(value, "__module__", None) or ""
+        self._put("named", module, value.__qualname__)
+        # Compiled code of the user's own.
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and origin(module) == "user":
+            status = os.stat(file)
+            self._put(file, status.st_size, status.st_mtime_ns)
+
+    def _library(self, module: types.ModuleType):
+        """A module in an attribute: any of it may be used."""
+        self._put(module.__name__)
+        if origin(module.__name__) == "installed":
+            self._libraries.meet(module.__name__)
+        elif origin(module.__name__) == "user":
+            for key, value in list(vars(module).items()):
+                if not key.startswith("__") and not isinstance(value, types.ModuleType):
+                    self._put(key)
+                    self.value(value)
 
     def _all(self, values):
         self._put(len(values))
@@ -218,16 +262,20 @@ class _Walk:
 
     def _class(self, cls: type):
         self._put(cls.__module__, cls.__qualname__)
-        origin = _origin(cls.__module__)
-        if origin == "user":
+        place = origin(cls.__module__)
+        if place == "user":
             self._all(cls.__bases__)
             for name, member in list(vars(cls).items()):
                 if name not in _CLASS_NOISE:
                     self._put(name)
                     self.value(member)
             return
-        if origin == "installed":
-            self._package(cls.__module__)
+        for base in cls.__mro__:
+            if origin(base.__module__) == "installed":
+                self._libraries.meet(base.__module__)
+                self._libraries.members(base)
+            elif origin(base.__module__) == "user":
+                self.value(base)
         # Somebody may have given it another forward.
         for name in ("forward", "__call__", "_call_impl"):
             if isinstance(method := getattr(cls, name, None), types.FunctionType):
@@ -236,39 +284,22 @@ class _Walk:
     def _function(self, function: types.FunctionType):
         space = function.__globals__
         self._put(space.get("__name__"), function.__qualname__)
-        origin = _origin(space.get("__name__"))
-        if origin == "user":
+        place = origin(space.get("__name__"))
+        if place == "user":
             self._code(function.__code__)
             self.value(function.__defaults__)
             self.value(function.__kwdefaults__)
-            self._globals(_names(function.__code__), space)
-        elif origin == "installed":
-            self._package(space.get("__name__"))
+            names = _names(function.__code__)
+            self._globals(names, space)
+            self._surroundings(function.__code__, names, space)
+        elif place == "installed":
+            self._libraries.meet(space.get("__name__"))
         # What a decorator wraps is in its closure.
         for cell in function.__closure__ or ():
             try:
                 self.value(cell.cell_contents)
             except ValueError:
                 self._put("empty cell")
-
-    def _package(self, name: str):
-        """Of a module of an installed package the values that its code reads; the package's files go in at the end."""
-        self._packages.add(name.partition(".")[0])
-        module = sys.modules.get(name)
-        if module is not None and self._first(module):
-            for key, value in list(vars(module).items()):
-                if not key.startswith("__") and _plain(value):
-                    self._put(key)
-                    self.value(value)
-
-    def _installed(self):
-        """The files of the installed packages that were met, and what somebody has put in the place of their functions."""
-        for root in sorted(self._packages):
-            self._put("package", root, _files(root))
-            for name in sorted(n for n in sys.modules if n == root or n.startswith(f"{root}.")):
-                for place, function in _patches(sys.modules[name]):
-                    self._put(name, place)
-                    self.value(function)
 
     def _globals(self, names: list[str], space: dict):
         for name in names:
@@ -280,86 +311,36 @@ class _Walk:
                 self._global(module, names)
 
     def _global(self, value, names: list[str]):
-        self.value(value)
         if not isinstance(value, types.ModuleType):
+            self.value(value)
             return
-        origin = _origin(value.__name__)
-        if origin == "installed":
-            self._package(value.__name__)
-        elif origin == "user":
+        self._put("module", value.__name__)
+        place = origin(value.__name__)
+        if place == "installed":
+            self._libraries.meet(value.__name__)
+        elif place == "user":
             for name in names:
                 # Of a module only what the code may take from it.
                 if name in vars(value) and not isinstance(vars(value)[name], types.ModuleType):
+                    self._put(name)
                     self.value(vars(value)[name])
+
+    def _surroundings(self, code: types.CodeType, names: list[str], space: dict):
+        """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
+        if not {"environ", "getenv", "environb"}.isdisjoint(names):
+            texts = {c for c in _constants(code) if isinstance(c, str)}
+            texts.update(space[name] for name in names if isinstance(space.get(name), str))
+            if not texts:
+                raise Unknowable(f"{code.co_name}, which reads the environment")
+            self._all([(text, os.environ.get(text)) for text in sorted(texts)])
+        own = {n for n, v in vars(torch.ops).items() if isinstance(v, torch._ops._OpNamespace)} - _OPS
+        if "ops" in names and not own.isdisjoint(names):
+            raise Unknowable(f"{code.co_name}, which calls ops of {', '.join(sorted(own.intersection(names)))}")
 
     def _code(self, code: types.CodeType):
         self._put(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
                   code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount)  # fmt: skip
         self._all(code.co_consts)
-
-
-@functools.lru_cache(maxsize=4096)
-def _origin(module: str | None) -> str:
-    """Whether a module is "versioned", "installed" in site-packages, or the "user"'s."""
-    root = (module or "").partition(".")[0]
-    if root in _VERSIONED or root == "builtins":
-        return "versioned"
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return "installed" if file.startswith(_SITE) else "user"
-
-
-def _plain(value, depth: int = 3) -> bool:
-    """Whether a value consists of numbers and text."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return depth > 0 and all(_plain(v, depth - 1) for v in value)
-    if isinstance(value, dict):
-        return depth > 0 and all(_plain(k, 0) and _plain(v, depth - 1) for k, v in value.items())
-    return isinstance(value, (*_PLAIN, *_TORCH, float))
-
-
-def _patches(module):
-    """``(place, function)`` of functions in an installed module, or in a class of it, that come from elsewhere."""
-    name = getattr(module, "__name__", None)
-    for key, value in list(getattr(module, "__dict__", {}).items()):
-        if type(value) is types.FunctionType:
-            if _origin(value.__globals__.get("__name__")) == "user":
-                yield key, value
-        elif isinstance(value, type) and value.__module__ == name:
-            for member, function in list(vars(value).items()):
-                if type(function) is types.FunctionType and _origin(function.__globals__.get("__name__")) == "user":
-                    yield f"{key}.{member}", function
-
-
-def _files(root: str) -> str:
-    """Sizes and times of a package's files.
-
-    Raises:
-        Unknowable: a file is younger than this process, which may have read what it held before.
-    """
-    folder = os.path.dirname(sys.modules[root].__file__)
-    found, folders = [], [folder]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != "__pycache__":
-                        folders.append(entry.path)
-                elif entry.name.endswith(".py"):
-                    status = entry.stat()
-                    if status.st_mtime > _started():
-                        raise Unknowable(f"the package {root}, whose {entry.name} was written to after this process had started")
-                    found.append((entry.path.removeprefix(folder), status.st_size, status.st_mtime_ns))
-    return repr(sorted(found))
-
-
-@functools.cache
-def _started() -> float:
-    """When this process was started, in seconds since 1970."""
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    with open("/proc/stat", encoding="ascii") as file:
-        boot = next(int(line.split()[1]) for line in file if line.startswith("btime"))
-    return boot + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @functools.lru_cache(maxsize=8192)
@@ -370,6 +351,28 @@ def _names(code: types.CodeType) -> list[str]:
         if isinstance(constant, types.CodeType):
             names.update(dict.fromkeys(_names(constant)))
     return list(names)
+
+
+def _constants(code: types.CodeType):
+    """The constants of code and of code within it."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _constants(constant)
+        else:
+            yield constant
+
+
+@functools.lru_cache(maxsize=4096)
+def _slots(cls: type) -> list[str]:
+    """Attributes that objects of a class have without a dictionary."""
+    found = []
+    for base in cls.__mro__:
+        names = vars(base).get("__slots__", ())
+        if origin(base.__module__) != "versioned":
+            for name in (names,) if isinstance(names, str) else names:
+                private = name.startswith("__") and not name.endswith("__")
+                found.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
 def _imported(name: str, space: dict) -> types.ModuleType | None:

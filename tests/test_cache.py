@@ -31,7 +31,7 @@ def _no_grad():
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch):
     """These tests may run seconds after somebody has changed this package."""
-    monkeypatch.setattr("diffusers_oneflow.fingerprint._started", lambda: time.time() + 1e6)
+    monkeypatch.setattr("diffusers_oneflow.libraries._started", lambda: time.time() + 1e6)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_what_changes_the_result_changes_the_key(folder, monkeypatch, change):
 
 
 def test_a_file_that_changed_while_the_process_ran_is_not_trusted(block, folder, monkeypatch):
-    monkeypatch.setattr("diffusers_oneflow.fingerprint._started", lambda: 0.0)
+    monkeypatch.setattr("diffusers_oneflow.libraries._started", lambda: 0.0)
     run(block, folder, torch.randn(1, 3, 8, 8))
     assert not folder.exists() and "was written to after" in dispatcher_of(block)._programs.refusal
 
@@ -321,7 +321,7 @@ def test_another_process_finds_it(folder, tmp_path):
         "FACTOR = float(sys.argv[2])\n"
         "module = Own().eval()\n"
         "diffusers_oneflow.compile(module, diffusers_oneflow.OneFlowConfig(fallback='error', cache=sys.argv[1]))\n"
-        "import diffusers_oneflow.fingerprint as f\n"
+        "import diffusers_oneflow.libraries as f\n"
         "f._started = lambda: 1e18\n"
         "with torch.no_grad():\n"
         "    x = torch.randn(2, 4)\n"
