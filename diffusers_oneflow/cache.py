@@ -169,6 +169,9 @@ def _versions() -> str:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found = importlib.metadata.version(name)
         versions.append(f"{name} {found}")
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "version"):
+        versions += [f"{part} {getattr(torch.version, part, None)}" for part in ("git_version", "cuda", "debug")]
     return "\n".join([*versions, _own_code()])
 
 

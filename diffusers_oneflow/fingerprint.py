@@ -38,7 +38,8 @@ _SKIPPED = (logging.Logger, logging.LoggerAdapter, weakref.ref, typing.TypeVar)
 _TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAlias, types.UnionType, type(typing.Any),  # noqa: UP006, UP007
            inspect.Signature)  # fmt: skip
 _CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__abstractmethods__",
-                          "_abc_impl", "__slots__", "__parameters__", "__orig_bases__", "__firstlineno__"))  # fmt: skip
+                          "_abc_impl", "__slots__", "__parameters__", "__orig_bases__", "__firstlineno__",
+                          "__slotnames__"))  # fmt: skip
 # Of configurations: where they came from, and a list in the random order of a set; of weights, whether they were loaded.
 _HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values", "_is_hf_initialized"))
 # torch's own names for ops; what is called through others may be anybody's Python.
@@ -180,7 +181,9 @@ class _Walk:
             self._all(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
             self._beside(value)
         elif isinstance(value, (dict, types.MappingProxyType)):
-            items = [pair for pair in value.items() if not isinstance(pair[0], str) or pair[0] not in _HOUSEKEEPING]
+            # Not what a class of its own makes of them: transformers loads every model there is.
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            items = [pair for pair in list(pairs) if not isinstance(pair[0], str) or pair[0] not in _HOUSEKEEPING]
             self._put(len(items))
             for key, item in items:
                 self.value(key)

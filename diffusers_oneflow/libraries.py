@@ -123,7 +123,7 @@ class Libraries:
             self._registry(key, {**_inherited(type(value)), **vars(value)}, depth)
 
     def _registry(self, key: str, table: dict, depth: int):
-        for name, value in list(table.items()):
+        for name, value in list(dict.items(table)):
             if isinstance(value, (*_FUNCTIONS, type, dict)):
                 self._member(f"{key}.{name}", value, depth - 1)
 
@@ -160,7 +160,7 @@ def plain(value, depth: int = 3) -> bool:
     if isinstance(value, (list, tuple, set, frozenset)):
         return depth > 0 and all(plain(v, depth - 1) for v in value)
     if isinstance(value, dict):
-        return depth > 0 and all(plain(k, 0) and plain(v, depth - 1) for k, v in value.items())
+        return depth > 0 and all(plain(k, 0) and plain(v, depth - 1) for k, v in dict.items(value))
     return isinstance(value, (*PLAIN, *TORCH, float))
 
 
