@@ -291,7 +291,7 @@ def _install_output_hooks(module: torch.nn.Module):
 
 
 def watch(module: torch.nn.Module) -> Callable[[Sequence[torch.Tensor]], list[str]]:
-    """Remember what all submodules hold; the returned function names what their code has changed since.
+    """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
 
     A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
     can stand for. A new tensor is a state only if it was computed from the call's own tensors, which the returned
@@ -299,6 +299,7 @@ def watch(module: torch.nn.Module) -> Callable[[Sequence[torch.Tensor]], list[st
     or the weight that the hook of a weight norm computes, every call would make again.
     """
     before = _held(module)
+
     def changes(given: Sequence[torch.Tensor]) -> list[str]:
         after = _held(module)
         new = [place for place, value in after.items() if place not in before or not _same(value, before[place])]
@@ -307,7 +308,7 @@ def watch(module: torch.nn.Module) -> Callable[[Sequence[torch.Tensor]], list[st
         kept = [p for p in new if not isinstance(after[p], torch.Tensor) or _depends(after[p], given, replaced)]
         # Where a list of tensors now stands in the place of None, `kept` has decided.
         gone = [p for p in gone if not any(other[: len(p)] == p for other in new)]
-        return [".".join(map(str, place)).lstrip(".") for place in (*kept, *gone)]
+        return [".".join(map(str, place[:2])).lstrip(".") for place in (*kept, *gone)]
 
     return changes
 

@@ -186,7 +186,7 @@ def test_a_module_that_keeps_what_it_computes_is_refused():
     """Also where it has kept a tensor before, of which a graph would leave the old one."""
     for module in (Keeping(lambda y: y), Keeping(lambda y: [y.sum()])):
         for _ in range(2):
-            with pytest.raises(Unsupported, match="forward changes place.value"):
+            with pytest.raises(Unsupported, match="forward changes place"):
                 program_of(module, torch.randn(2, 4))
             module(torch.randn(2, 4))
 
@@ -201,7 +201,7 @@ def test_a_module_that_fills_a_table_is_no_such_thing():
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [lambda y: 1, lambda y: [], lambda y: [torch.arange(4), 1], lambda y: Keeping.Place()])
 def test_a_module_that_keeps_something_else_is_refused(keep):
-    with pytest.raises(Unsupported, match="forward changes place.value"):
+    with pytest.raises(Unsupported, match="forward changes place"):
         program_of(Keeping(keep), torch.randn(2, 4))
 
 
@@ -226,7 +226,7 @@ def test_a_tensor_that_is_made_of_the_one_before_is_a_state():
 
     module = Counting(None)
     module.place.value = torch.zeros(2)
-    with pytest.raises(Unsupported, match="forward changes place.value"):
+    with pytest.raises(Unsupported, match="forward changes place"):
         program_of(module, torch.randn(2, 4))
 
 
