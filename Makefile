@@ -47,7 +47,7 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 
 # The native parts are rebuilt when their sources change; Python files need nothing.
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard diffusers_oneflow/*/csrc/* diffusers_oneflow/kernels/csrc/math/*) | $(BIN)/python
+$(READY): requirements.lock pyproject.toml setup.py diffusers_oneflow_mock.pth $(wildcard diffusers_oneflow/*/csrc/* diffusers_oneflow/kernels/csrc/math/*) | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@

@@ -14,7 +14,6 @@ _GRADIENTS = "differentiates through its UNet, which always runs in torch"
 REASONS = {
     "StableDiffusionAttendAndExcitePipeline": _GRADIENTS,
     "StableDiffusionPix2PixZeroPipeline": _GRADIENTS,
-    "DanceDiffusionPipeline": "its UNet alone is the case model-unet1d",
 }
 # Needed by all of diffusers' pipelines, or by this package.
 _INSTALLED = {"torch", "transformers"}

@@ -1,6 +1,7 @@
 """Videos by UNets: AnimateDiff, Stable Video Diffusion, text-to-video."""
 
 import diffusers
+import torch
 
 from . import build, controlnet, sdxl
 from . import stable_diffusion as sd
@@ -63,22 +64,21 @@ def _svd() -> dict:
     }  # fmt: skip
 
 
-def _modelscope() -> dict:
-    unet = diffusers.UNet3DConditionModel(
+def _unet_3d(cls, **heads) -> torch.nn.Module:
+    unet = cls(
         sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
-        attention_head_dim=4, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), **heads,
     )  # fmt: skip
-    return sd.without(*sd.SAFETY, "feature_extractor", unet=build.stirred(unet))
+    return build.stirred(unet)
+
+
+def _modelscope() -> dict:
+    return sd.without(*sd.SAFETY, "feature_extractor", unet=_unet_3d(diffusers.UNet3DConditionModel, attention_head_dim=4))
 
 
 def _i2vgen() -> dict:
-    unet = diffusers.I2VGenXLUNet(
-        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
-        num_attention_heads=2, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    )  # fmt: skip
-    return {**sd.without(*sd.SAFETY, unet=build.stirred(unet)), **sd.image_encoder()}
+    unet = _unet_3d(diffusers.I2VGenXLUNet, num_attention_heads=2)
+    return {**sd.without(*sd.SAFETY, unet=unet), **sd.image_encoder()}
 
 
 # The pipeline puts it into the UNet.

@@ -6,7 +6,7 @@ import linecache
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,12 +100,11 @@ def capture(
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
     install_output_hooks(module)
-    changes, kept = watch(module), {id(t) for _, t in kept_tensors(module)}
+    changes = watch(module)
 
     def finish(result, given):
         # Here, since torch.export puts back some attributes itself before it returns.
-        changed.extend(changes())
-        changed.extend(name for name, t in kept_tensors(module) if id(t) not in kept and _depends(t, given))
+        changed.extend(changes(given))
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
@@ -248,32 +247,21 @@ def _forgetful():
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:
     """A deep copy of a module, not attached to OneFlow, whose tensors are the module's own."""
-    memo: dict = {}
+    memo: dict = {id(value): value for value in _held(module).values() if isinstance(value, torch.Tensor)}
     for sub in module.modules():
-        for value in (*sub._parameters.values(), *sub._buffers.values(), *_tensors_in(sub.__dict__, 3)):
-            memo[id(value)] = value
+        memo.update((id(value), value) for value in (*sub._parameters.values(), *sub._buffers.values()))
         memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
     return copy.deepcopy(module, memo)
 
 
-def kept_tensors(module: torch.nn.Module):
-    """``(name of the submodule, tensor)`` for all tensors that stand in attributes, parameters and buffers aside."""
-    for name, sub in module.named_modules():
-        for tensor in _tensors_in({k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers")}, 3):
-            yield f"an attribute of {name or type(sub).__name__}", tensor
-
-
-def _depends(tensor: torch.Tensor, given) -> bool:
-    """Whether what the code being traced has kept was computed from the inputs: an attention processor's map, say.
-
-    What it made from nothing, a table of frequencies, is the same in every call.
-    """
+def _depends(tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
+    """Whether the code that is being traced computed `tensor` from tensors that are `given` to it, or whose id is in `held`."""
     mode = proxy_tensor.get_proxy_mode()
     nodes = [_node(t, mode.tracer) for t in (tensor, *given)] if mode is not None else [None]
     stack, seen = [nodes[0]] if nodes[0] is not None else [], set()
     while stack:
         node = stack.pop()
-        if node in nodes[1:]:
+        if node in nodes[1:] or (node.op == "get_attr" and id(getattr(mode.tracer.root, node.target)) in held):
             return True
         if node not in seen:
             seen.add(node)
@@ -287,75 +275,76 @@ def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
 
 
 def install_output_hooks(module: torch.nn.Module):
-    """What models of transformers do in the first call that asks for hidden states, which would look like a state."""
+    """What models of transformers do in the first call that asks for hidden states, which would look like a state.
+
+    A model with a model inside that has its hooks already is left alone: transformers would install them there twice.
+    """
     if "transformers.utils.output_capturing" not in sys.modules:
         return
     from transformers import PreTrainedModel
     from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
     for sub in list(module.modules()):
-        if isinstance(sub, PreTrainedModel):
+        installed = any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in sub.modules())
+        if isinstance(sub, PreTrainedModel) and not installed:
             maybe_install_capturing_hooks(sub)
 
 
-def _tensors_in(attributes: dict, depth: int):
-    """Tensors that stand in attributes, and in containers and plain objects (attention processors) `depth` levels down."""
-    for value in attributes.values():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif not depth or isinstance(value, (torch.nn.Module, type, str, int, float, bool, type(None))):
-            continue
-        elif isinstance(value, dict):
-            yield from _tensors_in(value, depth - 1)
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors_in(dict(enumerate(value)), depth - 1)
-        elif isinstance(inner := getattr(value, "__dict__", None), dict):
-            yield from _tensors_in(inner, depth - 1)
+def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
+    """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
 
+    A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
+    can stand for. A new tensor is a state only if it was computed from the call's own tensors, which the returned
+    function takes while they are traced, or from what it replaces: what is made without them, a table of frequencies
+    or the weight that the hook of a weight norm computes, every call would make again.
 
-def watch(module: torch.nn.Module) -> Callable[[], list[str]]:
-    """Remember every submodule's attributes; the returned function names those that have changed since.
-
-    A module that stores something on itself when it runs (a cache, a counter) is one that no graph can stand for.
+    Args:
+        depends: tells that in the way of `_depends`.
     """
-    # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
-    alive: list = []
-    places = [(name, table) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)]
-    saved = [{k: _state(v, _DEPTH, alive) for k, v in table.items() if k not in _TABLES} for _, table in places]
+    before = _held(module)
 
-    def changes() -> list[str]:
-        now = [{k: _state(v, _DEPTH, alive) for k, v in table.items() if k not in _TABLES} for _, table in places]
-        return [
-            f"{name}.{key}".lstrip(".")
-            for (name, _), before, after in zip(places, saved, now)
-            for key in {**after, **before}
-            if before.get(key, saved) != after.get(key, saved)
-        ]
+    def changes(given: Sequence[torch.Tensor]) -> list[str]:
+        after = _held(module)
+        new = [place for place, value in after.items() if place not in before or not _same(value, before[place])]
+        gone = [place for place in before if place not in after]
+        replaced = {id(before[place]) for place in (*new, *gone) if place in before}
+        kept = [p for p in new if not isinstance(after[p], torch.Tensor) or depends(after[p], given, replaced)]
+        # Where a list of tensors now stands in the place of None, `kept` has decided.
+        gone = [p for p in gone if not any(other[: len(p)] == p for other in new)]
+        return [".".join(map(str, place[:2])).lstrip(".") for place in (*kept, *gone)]
 
     return changes
 
 
-_TABLES = ("_parameters", "_buffers", "_modules")
-_DEPTH = 4
+def _held(module: torch.nn.Module) -> dict[tuple, object]:
+    """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
+    held = {}
+    for name, sub in module.named_modules():
+        # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
+        attributes = {k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+        for key, value in (*attributes.items(), *sub._modules.items()):
+            held.update(_values((name, key), value, 4))
+    return held
 
 
-def _state(value, depth: int, alive: list):
-    """What two moments of an attribute are compared by: containers by content, since torch.export replaces them by equal
-    ones, and so what plain objects hold (attention processors that store what they see), `depth` levels down; floats to the
-    bit, all else by identity."""
-    if isinstance(value, float):
-        return float, value.hex()
-    if isinstance(value, (int, str, bytes, type(None))):
-        return type(value), value
-    if depth and isinstance(value, dict):
-        return type(value), [(k, _state(v, depth - 1, alive)) for k, v in value.items()]
-    if depth and isinstance(value, (list, tuple)):
-        return type(value), [_state(v, depth - 1, alive) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(value)
-    alive.append(value)
-    inner = getattr(value, "__dict__", None)
-    plain = not isinstance(value, (torch.Tensor, torch.nn.Module, type, types.ModuleType, types.FunctionType))
-    if depth and plain and isinstance(inner, dict):
-        return id(value), [(k, _state(v, depth - 1, alive)) for k, v in inner.items()]
-    return id(value)
+def _values(place: tuple, value, depth: int):
+    """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
+    place, and of plain objects (attention processors) both themselves and what they hold, `depth` levels down."""
+    container = isinstance(value, (dict, list, tuple))
+    if container and not value:
+        yield place, type(value)  # empty
+    elif not container or not depth:
+        yield place, value
+    if not depth or isinstance(value, (torch.Tensor, torch.nn.Module, type, types.ModuleType, types.FunctionType)):
+        return
+    inner = value if isinstance(value, dict) else dict(enumerate(value)) if container else getattr(value, "__dict__", None)
+    if isinstance(inner, dict):
+        for key, held in inner.items():
+            yield from _values((*place, key), held, depth - 1)
+
+
+def _same(a, b) -> bool:
+    """Plain values by content, floats to the bit; all else by identity."""
+    if type(a) is type(b) and isinstance(a, (int, float, str, bytes, set, frozenset)):
+        return repr(a) == repr(b) if isinstance(a, float) else a == b
+    return a is b

@@ -219,7 +219,7 @@ def _compile():
         from . import compiler
         from .backend import dispatcher_of, models
 
-        if not all(dispatcher_of(part) for part in models(model).values()):
+        if any(dispatcher_of(part) is None for part in models(model).values()):
             compiler.compile(model)
         return model
 

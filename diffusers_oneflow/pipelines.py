@@ -106,10 +106,11 @@ def _join(name: str, before: torch.nn.Module, model: torch.nn.Module):
     """Attach a model that takes the place of one on OneFlow, with the options of that one."""
     from .backend import attach, dispatcher_of, targets
 
-    known = next(filter(None, (dispatcher_of(part) for part in targets(name, before).values())), None)
+    # A dispatcher is false where libraries look for torch.compile's, so `is not None`.
+    known = [d for part in targets(name, before).values() if (d := dispatcher_of(part)) is not None]
     for path, part in targets(name, model).items():
-        if known is not None and dispatcher_of(part) is None:
-            attach(part, path, known.config)
+        if known and dispatcher_of(part) is None:
+            attach(part, path, known[0].config)
 
 
 def __getattr__(name: str):

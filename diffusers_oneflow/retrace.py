@@ -14,7 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 
-from .capture import TRACE_LOCK, FlatCall, Program, install_output_hooks, kept_tensors, twin, watch
+from .capture import TRACE_LOCK, FlatCall, Program, install_output_hooks, twin, watch
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
@@ -102,6 +102,27 @@ class _Recorder(ProxyTorchDispatchMode):
         self.calls.append((func, args, kwargs, made))
         return made
 
+    def depends(self, tensor: torch.Tensor, given, held: set[int]) -> bool:
+        """Whether a tensor was computed from tensors that are `given`, whose id is in `held`, or of which nothing is known."""
+        with torch._C.DisableTorchFunction():  # tensors say now what they are
+            return self._depends(tensor, given, held)
+
+    def _depends(self, tensor, given, held) -> bool:
+        made = {key: (args, kwargs) for _, args, kwargs, result in self.calls for t in _tensors(result) for key in _keys(t)}
+        roots, known = {id(t) for t in given} | held, {key for pair in self.real.items() for key in (pair[0], id(pair[1][1]))}
+        stack, seen = [tensor], set()
+        while stack:
+            tensor = stack.pop()
+            if id(tensor) in roots:
+                return True
+            source = next((made[key] for key in _keys(tensor) if key in made), None)
+            if source is None and id(tensor) not in known:
+                return True
+            if source is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                stack += _tensors(source)
+        return False
+
     def _empty(self, value):
         if isinstance(value, torch.Tensor):
             return value if value.device is _META or value.is_meta else self._stand_in(value)
@@ -135,18 +156,17 @@ def _trace(module, tensors, rebuild, flatten, adapted) -> Program:
                         known = (f"{name}.{key}".lstrip("."), _without_data(tensor))
                         weights[id(tensor)] = weights[id(known[1])] = known
                     table[key] = weights[id(tensor)][1]
-    changes, kept = watch(module), {id(t) for _, t in kept_tensors(module)}
+    recorder = _Recorder()
+    changes = watch(module, recorder.depends)
 
     def finish(result, given):
-        changed.extend(changes())
-        changed.extend(name for name, t in kept_tensors(module) if id(t) not in kept)
+        changed.extend(changes(given))
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
     call = FlatCall(module, rebuild, adapted, finish)
     call.training = module.training
     inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_META) for t in tensors]
-    recorder = _Recorder()
     recorder.real.update({key: (empty, empty) for key, (_, empty) in weights.items()})
     with enable_python_dispatcher(), recorder, _Devices():
         outputs = call.forward(*inputs)
@@ -171,7 +191,7 @@ def _program(recorder: _Recorder, inputs: list, weights: dict, outputs: tuple) -
         return node.name
 
     program.inputs = [placeholder(f"input_{i}", tensor, tensor) for i, tensor in enumerate(inputs)]
-    made = {key for _, _, _, result in recorder.calls for t in _tensors(result) for key in (id(t), _place(t))}
+    made = {key for _, _, _, result in recorder.calls for t in _tensors(result) for key in _keys(t)}
     for _, args, kwargs, _ in recorder.calls:
         for tensor in _tensors((args, kwargs)):
             key = id(tensor)
@@ -214,6 +234,10 @@ def _place(tensor: torch.Tensor) -> tuple:
     if not tensor.is_meta:
         return (id(tensor),)
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _keys(tensor: torch.Tensor) -> tuple:
+    return id(tensor), _place(tensor)
 
 
 def _tensors(value):

@@ -23,8 +23,11 @@ def python(tmp_path_factory) -> Path:
     venv.create(where, symlinks=True)
     packages = next(where.glob("lib/python*/site-packages"))
     installed = next(p for p in map(Path, sys.path) if (p / "diffusers").is_dir())
-    # A hook that is installed there already would hide what is tested.
-    (packages / "others.pth").write_text(f"{ROOT}\n{installed}\nimport site; site.addsitedir({str(installed)!r})\n")
+    # Read before the hook, as what an editable install leaves. All of our environment's own such files are read, save
+    # a hook that is installed there already: it would hide what is tested.
+    others = [p.name for p in sorted(installed.glob("*.pth")) if p.name != HOOK]
+    read = f"import site; [site.addpackage({str(installed)!r}, name, None) for name in {others}]"
+    (packages / "__others.pth").write_text(f"{ROOT}\n{installed}\n{read}\n")
     (packages / HOOK).write_bytes((ROOT / HOOK).read_bytes())
     return where / "bin/python"
 

@@ -22,8 +22,11 @@ _ELEMENTWISE = {
     )
 }  # fmt: skip
 
-# The block of a filter that the pack's float32 kernel works on: kDepth of product.cpp. It has to hold one channel.
+# The block of a filter that the pack's float32 kernel works on, kDepth of panels.h, has at least so many numbers for each
+# column. It has to hold one channel.
 MOST_TAPS = 144
+# The arguments of aten.conv2d and aten.conv3d, and their defaults.
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
 
 
 class ChannelsLast(Rewrite):
@@ -69,19 +72,17 @@ class ChannelsLast(Rewrite):
         return (shape[0], *shape[2:], shape[1])
 
     def _conv2d(self, program, node):
-        x, weight, bias, stride, padding, dilation, groups = arguments(
-            node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
-        )
         if not is_native(node):
             return
-        stored = weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
+        x, weight, bias, stride, padding, dilation, groups = arguments(node, *_CONVOLUTION)
+        stored = _is_stored(weight, bias)
         if value(x).ndim != 4 or not stored or isinstance(padding, str):
             self.why_not(node, "its weight is computed, it has no batch, or its padding is named")
             return
         if value(x).dtype == torch.float32 and groups == 1 and math.prod(value(weight).shape[2:]) > MOST_TAPS:
             self.why_not(node, f"its filter has more than {MOST_TAPS} taps")
             return
-        stride, padding, dilation = ([v] * 2 if isinstance(v, int) else (list(v) * 2)[:2] for v in (stride, padding, dilation))
+        stride, padding, dilation = (_each(v, 2) for v in (stride, padding, dilation))
         args = (self._moved(program, x), weight, bias, stride, padding, dilation, groups)
         self._made(program, node, emit(program, native_ops.conv2d, args, self._shape(node), value(node).dtype, node))
 
@@ -90,13 +91,11 @@ class ChannelsLast(Rewrite):
 
         A dense filter (oc, c, kt, kh, kw) is, as it lies in memory, one of images: (oc, c * kt, kh, kw).
         """
-        x, weight, bias, stride, padding, dilation, groups = arguments(
-            node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, None, None, 1, 0, 1, 1)
-        )
         if not is_native(node):
             return
-        stored = weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
-        stride, padding, dilation = ([v] * 3 if isinstance(v, int) else (list(v) * 3)[:3] for v in (stride, padding, dilation))
+        x, weight, bias, stride, padding, dilation, groups = arguments(node, *_CONVOLUTION)
+        stored = _is_stored(weight, bias)
+        stride, padding, dilation = (_each(v, 3) for v in (stride, padding, dilation))
         kt, kh, kw = value(weight).shape[2:]
         if value(x).ndim != 5 or not stored or not value(weight).is_contiguous():
             self.why_not(node, "its weight is computed or not dense, or it has no batch")
@@ -244,3 +243,13 @@ def arguments(node: torch.fx.Node, names: tuple[str, ...], defaults: tuple) -> l
     """A node's arguments by the names of its schema."""
     given = dict(zip(names, node.args)) | {k: v for k, v in node.kwargs.items() if k in names}
     return [given.get(name, default) for name, default in zip(names, defaults)]
+
+
+def _is_stored(weight: torch.fx.Node, bias: torch.fx.Node | None) -> bool:
+    """Whether they are weights, not computed."""
+    return weight.op == "placeholder" and (bias is None or bias.op == "placeholder")
+
+
+def _each(number: int | list[int], dims: int) -> list[int]:
+    """An argument of a convolution, one number for each dimension."""
+    return [number] * dims if isinstance(number, int) else (list(number) * dims)[:dims]

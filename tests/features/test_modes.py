@@ -33,9 +33,9 @@ def test_half_types(dtype):
     report = parity.pipeline(pipe, drawn)
     assert {c.path for c in report.components} == {"unet", "vae.encoder", "vae.decoder", "text_encoder"}
     for c in report.components:
-        assert c.oneflow.rms <= parity.HALF_FACTOR * c.torch.rms, c
+        assert c.ours.rms <= parity.HALF_FACTOR * c.torch.rms, c
         # The largest of a few hundred errors varies more.
-        assert c.oneflow.maximum <= parity.FACTOR * c.torch.maximum, c
+        assert c.ours.maximum <= parity.FACTOR * c.torch.maximum, c
     exact = draw(seeded(stable_diffusion).to(torch.float64), **{**SD, **texts}, output_type="pt")
     ours, theirs = (parity.error([images[on]], [exact]) for on in (True, False))
     assert 0 < ours.rms <= 1.5 * theirs.rms

@@ -25,7 +25,9 @@ def test_free_u():
     pair.each(lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6))
     freed, said = warned(pair.draw)
     assert differ(plain, freed)
-    assert len(said) == 1 and "complex64" in said[0] and list(pair.fallbacks().values()) == [2]
+    # The attention blocks, at least, stay on OneFlow.
+    assert len(said) == 1 and "complex numbers" in said[0] and "of its parts ran on OneFlow" in said[0]
+    assert list(pair.fallbacks().values()) == [2]
     pair.each(lambda pipe: pipe.disable_freeu())
     assert not differ(plain, pair.draw())
     # Not the same graph: diffusers leaves attributes behind.

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "faults.h"
@@ -205,10 +207,12 @@ Outcome Drop(Dropped* dropped) {
   bool busy = false;
   if (!IsTracked({dropped->begin, dropped->end})) {
     outcome = DropAll(dropped, &busy);
-    if (outcome == Outcome::kRefused && busy) {
-      // Shared with a forked child, or pinned. The former become this process's own.
+    // Shared with a forked child, or pinned, or for a moment in Linux's own hands. The first become this process's own.
+    for (int wait = 1; outcome == Outcome::kRefused && busy && wait <= 32; wait *= 2) {
       Restore(dropped);
       madvise(reinterpret_cast<void*>(dropped->begin), dropped->end - dropped->begin, kPopulateWrite);
+      std::this_thread::sleep_for(std::chrono::milliseconds(wait));
+      busy = false;
       outcome = DropAll(dropped, &busy);
     }
   }

@@ -39,20 +39,24 @@ struct Parts {
   }
 };
 
+// Pairs of bfloat16: a in the lower half of each 32 bits, b in the upper one.
+inline I Pair(I a, I b) {
+  // 0xD8: b where the mask is set, elsewhere a >> 16.
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)), 0xD8);
+}
+
 // 32 numbers of a step: the i-th pair of the instruction are numbers i (a) and i + 16 (b); which ones does not matter, as
 // long as rows and columns agree. The parts go to `to`, `stride` bytes apart.
 inline void StorePairs(const Parts& a, const Parts& b, char* to, int64_t stride) {
-  const I upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
-  for (int p = 0; p < kParts; ++p) {
-    // 0xD8: b where the mask is set, elsewhere a >> 16.
-    _mm512_store_si512(to + p * stride, _mm512_ternarylogic_epi32(_mm512_srli_epi32(a.part[p], 16), b.part[p], upper, 0xD8));
-  }
+  for (int p = 0; p < kParts; ++p) { _mm512_store_si512(to + p * stride, Pair(a.part[p], b.part[p])); }
 }
 
 // Whether all numbers were finite.
 class Finite {
  public:
-  void See(const Parts& parts) { largest_ = _mm512_max_epi32(largest_, _mm512_and_si512(parts.part[0], _mm512_set1_epi32(INT32_MAX))); }
+  void See(const Parts& parts) {
+    largest_ = _mm512_max_epi32(largest_, _mm512_and_si512(parts.part[0], _mm512_set1_epi32(INT32_MAX)));
+  }
   bool all() const { return _mm512_reduce_max_epi32(largest_) < 0x7F800000; }
 
  private:
@@ -127,6 +131,28 @@ inline void FetchSome(Ahead* next) {
 constexpr int kHigh = 0, kMiddle = kTile, kLow = 2 * kTile;  // of a step of rows; twice that of columns
 constexpr int kLine = kColumns * sizeof(float);
 
+// Tiles 0 to 3 += the rows in 4 and 5 times the columns in 6 and 7.
+inline void MultiplyTiles() {
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// These as (32, kColumns).
+inline void StoreTiles(float* out) {
+  _tile_stored(0, out, kLine);
+  _tile_stored(1, out + 16, kLine);
+  _tile_stored(2, out + 16 * kColumns, kLine);
+  _tile_stored(3, out + 16 * kColumns + 16, kLine);
+  Written();
+}
+
+// to += from, `count` numbers, a multiple of kWidth.
+inline void Add(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kWidth) { Store(to + i, Load(to + i, All{}) + Load(from + i, All{}), All{}); }
+}
+
 // out (32, kColumns) = 32 rows, as a and b, times kColumns columns.
 inline void Multiply32x32(const char* a, const char* b, const char* columns, int64_t steps, float* out, Ahead* next) {
   Ahead ahead = *next;
@@ -140,10 +166,7 @@ inline void Multiply32x32(const char* a, const char* b, const char* columns, int
     _tile_loadd(7, from + kTile, 64);
   };
   const auto multiply = [&] {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    MultiplyTiles();
     FetchSome(&ahead);
   };
   Written();
@@ -156,11 +179,7 @@ inline void Multiply32x32(const char* a, const char* b, const char* columns, int
     load_rows(s, kLow), multiply();
   }
   for (int64_t s = 0; s < steps; ++s) { load_rows(s, kHigh), load_columns(s, kHigh), multiply(); }
-  _tile_stored(0, out, kLine);
-  _tile_stored(1, out + 16, kLine);
-  _tile_stored(2, out + 16 * kColumns, kLine);
-  _tile_stored(3, out + 16 * kColumns + 16, kLine);
-  Written();
+  StoreTiles(out);
   *next = ahead;
 }
 
@@ -199,7 +218,7 @@ inline void Multiply16x32(const char* a, const char* columns, int64_t steps, flo
   _tile_stored(2, lower, kLine);
   _tile_stored(3, lower + 16, kLine);
   Written();
-  for (int64_t i = 0; i < 16 * kColumns; i += kWidth) { Store(out + i, Load(out + i, All{}) + Load(lower + i, All{}), All{}); }
+  Add(lower, 16 * kColumns, out);
   *next = ahead;
 }
 
@@ -231,10 +250,7 @@ inline void Multiply32x16(const char* a, const char* b, const char* columns, int
   _tile_stored(2, lower, 64);
   _tile_stored(3, lower + 16 * 16, 64);
   Written();
-  for (int64_t r = 0; r < 32; ++r) {
-    float* to = out + r * kColumns;
-    Store(to, Load(to, All{}) + Load(lower + r * 16, All{}), All{});
-  }
+  for (int64_t r = 0; r < 32; ++r) { Add(lower + r * 16, 16, out + r * kColumns); }
 }
 
 // ---- lists -------------------------------------------------------------------------------------------------------------
@@ -262,7 +278,8 @@ inline bool PutList(const float* row, int64_t depth, char* rows, int64_t r, uint
     const First lanes{static_cast<int>(std::min<int64_t>(16, pairs - k / 2))};
     for (int segment = 0; segment < kSegments; ++segment) {
       const int part = kOrder[segment];
-      _mm512_mask_storeu_epi32(list + segment * pairs + k / 2, Mask(lanes), _mm512_permutex2var_epi16(a.part[part], odd, b.part[part]));
+      const I packed = _mm512_permutex2var_epi16(a.part[part], odd, b.part[part]);
+      _mm512_mask_storeu_epi32(list + segment * pairs + k / 2, Mask(lanes), packed);
     }
   }
   std::fill(list + kSegments * pairs, list + steps * 16, 0u);
@@ -276,7 +293,6 @@ inline bool SplitList(const float* columns, int64_t depth, char* to) {
   static constexpr int kOrder[kSegments] = {2, 1, 1, 0, 0, 0};
   const int64_t pairs = ListPairs(depth), end = ListSteps(depth) * 16;
   const auto place = [&](int64_t row, int j) { return to + (row / 16 * 2 + j) * kTile + row % 16 * 64; };
-  const I upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
   Finite finite;
   for (int j = 0; j < 2; ++j) {
     for (int64_t i = 0; i < pairs; ++i) {
@@ -284,8 +300,8 @@ inline bool SplitList(const float* columns, int64_t depth, char* to) {
       const Parts a(2 * i < depth ? Load(at, All{}) : Set(0)), b(2 * i + 1 < depth ? Load(at + kColumns, All{}) : Set(0));
       finite.See(a), finite.See(b);
       for (int segment = 0; segment < kSegments; ++segment) {
-        const I low = _mm512_srli_epi32(a.part[kOrder[segment]], 16), high = b.part[kOrder[segment]];
-        _mm512_store_si512(place(segment * pairs + i, j), _mm512_ternarylogic_epi32(low, high, upper, 0xD8));
+        const int part = kOrder[segment];
+        _mm512_store_si512(place(segment * pairs + i, j), Pair(a.part[part], b.part[part]));
       }
     }
     for (int64_t row = kSegments * pairs; row < end; ++row) { _mm512_store_si512(place(row, j), _mm512_setzero_si512()); }
@@ -302,16 +318,9 @@ inline void MultiplyLists(const char* a, const char* b, const char* columns, int
     _tile_loadd(6, columns + 2 * s * kTile, 64);
     _tile_loadd(7, columns + (2 * s + 1) * kTile, 64);
     _tile_loadd(5, b + s * kTile, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    MultiplyTiles();
   }
-  _tile_stored(0, out, kLine);
-  _tile_stored(1, out + 16, kLine);
-  _tile_stored(2, out + 16 * kColumns, kLine);
-  _tile_stored(3, out + 16 * kColumns + 16, kLine);
-  Written();
+  StoreTiles(out);
 }
 
 }  // namespace dfo::math::amx

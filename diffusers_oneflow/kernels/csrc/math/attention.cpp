@@ -7,13 +7,12 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <utility>
+#include <type_traits>
 
 #include "amx.h"
 #include "functions.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "transpose.h"
 
 namespace dfo::math {
 namespace {
@@ -44,8 +43,7 @@ class Attend {
       : c_(call), panels_(CeilDiv(c_.d, kColumns)), lists_(amx::ListSteps(c_.d) <= 0.7 * amx::Steps(c_.d) * amx::kSegments),
         steps_(lists_ ? amx::ListSteps(c_.d) : amx::Steps(c_.d)), step_bytes_(lists_ ? kTile : kParts * kTile),
         key_bytes_(steps_ * 2 * step_bytes_ / kColumns), value_bytes_(panels_ * amx::BlockBytes(kKeys) / kKeys),
-        most_(std::max(kKeys, kMost / (key_bytes_ + value_bytes_) / kKeys * kKeys)),
-        chunk_(std::min(most_, CeilDiv(c_.n, kKeys) * kKeys)),
+        chunk_(std::clamp(kMost / (key_bytes_ + value_bytes_) / kKeys * kKeys, kKeys, CeilDiv(c_.n, kKeys) * kKeys)),
         rows_(std::clamp<int64_t>(kCache / (row_bytes() + panels_ * kColumns * 4) / 32 * 32, 128, kMostRows)) {}
 
   // Rows [begin, end) of b * heads * m. False where a number is not finite or there is no memory.
@@ -80,40 +78,40 @@ class Attend {
 
   bool Allocate(int64_t rows) {
     static thread_local Scratch scratch;
-    const int64_t floats = kColumns * std::max(c_.d, kKeys) + rows_ * panels_ * kColumns + 32 * kKeys + (1 + kWidth) * CeilDiv(rows, 16) * 16 + (steps_ + 1) * 16;
-    char* at = scratch.Get(chunk_ * (key_bytes_ + value_bytes_) + rows_ * row_bytes() + 32 * amx::RowBytes(kKeys) +
-                           floats * 4);
-    if (at == nullptr) { return false; }
-    const auto take = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
-    keys_ = take(chunk_ * key_bytes_);
-    values_ = take(chunk_ * value_bytes_);
-    q_ = take(rows_ * row_bytes());
-    p_ = take(32 * amx::RowBytes(kKeys));
-    const auto take_floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * 4)); };
-    block_ = take_floats(kColumns * std::max(c_.d, kKeys));
-    sums_ = take_floats(rows_ * panels_ * kColumns);
-    scores_ = take_floats(32 * kKeys);
-    largest_ = take_floats(CeilDiv(rows, 16) * 16);
-    totals_ = take_floats(CeilDiv(rows, 16) * 16 * kWidth);
-    list_ = reinterpret_cast<uint32_t*>(take_floats((steps_ + 1) * 16));
-    return true;
+    char* memory = scratch.Get(LayOut(nullptr, rows));
+    if (memory != nullptr) { LayOut(memory, rows); }
+    return memory != nullptr;
+  }
+
+  // Where in `memory` everything is, from whole lines on; returns how many bytes that takes.
+  int64_t LayOut(char* memory, int64_t rows) {
+    int64_t used = 0;
+    const auto take = [&](auto*& place, int64_t bytes) {
+      place = reinterpret_cast<std::remove_reference_t<decltype(place)>>(reinterpret_cast<uintptr_t>(memory) + used);
+      used += CeilDiv(bytes, 64) * 64;
+    };
+    take(keys_, chunk_ * key_bytes_);
+    take(values_, chunk_ * value_bytes_);
+    take(q_, rows_ * row_bytes());
+    take(p_, 32 * amx::RowBytes(kKeys));
+    take(block_, kColumns * std::max(c_.d, kKeys) * 4);
+    take(sums_, rows_ * panels_ * kColumns * 4);
+    take(scores_, 32 * kKeys * 4);
+    take(largest_, rows * 4);
+    take(totals_, rows * kWidth * 4);
+    take(list_, amx::ListSteps(c_.d) * 64);
+    return used;
   }
 
   // The keys as columns: (32 keys, d), and zeros behind the last.
   bool SplitKeys(const Head& head, int64_t from, int64_t to) {
     bool fine = true;
-    const int64_t stride = c_.k_strides[1];
+    // A filter of as many columns as there are keys.
+    const Filter keys{head.k + from * c_.k_strides[1], to - from, c_.d, 1, 1, {c_.k_strides[1], 1, 1, 1}};
+    const Blocks blocks(keys);
     for (int64_t key = from; key < to; key += kColumns) {
-      const float* in = head.k + key * stride;
-      const int64_t count = std::min(kColumns, to - key);
-      int64_t i = 0;
-      for (; count == kColumns && i + kWidth <= c_.d; i += kWidth) {
-        for (int64_t j = 0; j < kColumns; j += kWidth) {
-          Transpose(in + j * stride + i, stride, [&](int k) { return block_ + (i + k) * kColumns + j; });
-        }
-      }
-      for (; i < c_.d; ++i) {
-        for (int64_t j = 0; j < kColumns; ++j) { block_[i * kColumns + j] = j < count ? in[j * stride + i] : 0.0f; }
+      for (int64_t block = 0; block < blocks.count; ++block) {
+        PackBlock(keys, blocks, (key - from) / kColumns, block, block_ + blocks.Offset(block));
       }
       char* split = keys_ + (key - from) * key_bytes_;
       fine &= lists_ ? amx::SplitList(block_, c_.d, split) : amx::Split(block_, c_.d, split);
@@ -199,7 +197,9 @@ class Attend {
       Store(largest + i, base, All{});
       Store(shrink + i, Exp(before - base), All{});
     }
-    for (int64_t i = 0; i < count; ++i) { Exponentials(i, panels, scale, largest[i], shrink[i], totals_ + (state + i) * kWidth); }
+    for (int64_t i = 0; i < count; ++i) {
+      Exponentials(i, panels, scale, largest[i], shrink[i], totals_ + (state + i) * kWidth);
+    }
     const char* b = p_ + panels * kParts * kTile;
     alignas(64) float made[32 * kColumns];
     Ahead none;
@@ -265,8 +265,7 @@ class Attend {
         } else {
           amx::Multiply32x32(a, b, columns, steps, to, &none);
         }
-        if (step == 0) { continue; }
-        for (int64_t j = 0; j < 32 * kColumns; j += kWidth) { Store(scores + j, Load(scores + j, All{}) + Load(made + j, All{}), All{}); }
+        if (step > 0) { amx::Add(made, 32 * kColumns, scores); }
       }
     }
   }
@@ -307,7 +306,7 @@ class Attend {
   const AttentionCall& c_;
   const int64_t panels_;
   const bool lists_;  // whether rows and keys are multiplied as lists
-  const int64_t steps_, step_bytes_, key_bytes_, value_bytes_, most_, chunk_, rows_;
+  const int64_t steps_, step_bytes_, key_bytes_, value_bytes_, chunk_, rows_;
   char *keys_ = nullptr, *values_ = nullptr, *q_ = nullptr, *p_ = nullptr;
   float *block_ = nullptr, *sums_ = nullptr, *scores_ = nullptr, *largest_ = nullptr, *totals_ = nullptr;
   uint32_t* list_ = nullptr;

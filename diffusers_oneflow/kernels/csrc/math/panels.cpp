@@ -10,9 +10,8 @@ void PackBlock(const Filter& f, const Blocks& blocks, int64_t panel, int64_t blo
   const int64_t channels = blocks.Channels(block), taps = blocks.taps, depth = taps * channels;
   const int64_t first = panel * kColumns, columns = std::min(kColumns, f.n - first);
   const float* in = f.data + first * f.strides[0] + block * blocks.channels * f.strides[1];
-  const bool torch_order = f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
   int64_t i = 0;
-  if (torch_order && columns == kColumns && depth <= kDepth) {
+  if (InTorchOrder(f) && columns == kColumns && depth <= kDepth) {
     // Where the numbers of a column, in torch's order (channel, tap), go: to find out takes a division for each.
     int64_t places[kDepth];
     for (int64_t c = 0, at = 0; c < channels; ++c) {

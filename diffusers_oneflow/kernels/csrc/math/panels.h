@@ -19,6 +19,12 @@ constexpr int64_t kDepth = 144, kStep = 4;
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether the numbers of a column lie side by side, as (channel, tap).
+inline bool InTorchOrder(const Filter& f) {
+  const int64_t taps = f.kh * f.kw;
+  return f.strides[1] == taps && (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
+}
+
 // How the c channels and the taps of a filter fall into blocks.
 struct Blocks {
   explicit Blocks(const Filter& f) : taps(f.kh * f.kw), c(f.c) {

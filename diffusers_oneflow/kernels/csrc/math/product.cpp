@@ -82,10 +82,11 @@ class Part {
     const int64_t panels = group * (half_ ? 2 : 1);
     const int64_t depth = blocks_.Depth(0), block = CeilDiv(depth * kColumns * 4, 64) * 64;
     const int64_t results = panels * (rows + kRows) * kColumns * 4, made = CeilDiv(Tiles::BlockBytes(depth), 64) * 64;
+    const int64_t gathered = CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096;
     static thread_local Scratch scratch;
-    a_ = scratch.Get(CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096 + results + block + made);
+    a_ = scratch.Get(gathered + results + block + made);
     if (a_ == nullptr) { return false; }
-    made_ = a_ + CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096;
+    made_ = a_ + gathered;
     c_ = reinterpret_cast<float*>(made_ + made);
     b_ = c_ + results / 4;
     [[maybe_unused]] typename Tiles::Registers registers;

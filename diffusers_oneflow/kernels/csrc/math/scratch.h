@@ -3,32 +3,37 @@
 #include <sys/mman.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 namespace dfo::math {
 
-struct Free {
-  void operator()(char* p) const { std::free(p); }
-};
-
-// Memory of one thread, kept for its next call.
+// Memory of one thread, kept for its next call. In ordinary pages: huge ones would make products up to a tenth faster, but
+// while Linux makes room for them it moves pages about, and weights that lie there cannot be released (weights="release").
 class Scratch {
  public:
+  Scratch() = default;
+  ~Scratch() { Release(); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
   // From the beginning of a page; null if there is none.
   char* Get(int64_t bytes) {
     if (bytes > size_) {
-      // Much memory in huge pages: finding small ones would take a tenth of a product's time.
-      const int64_t page = bytes < (1 << 20) ? 4096 : 2 << 20, all = (bytes + page - 1) / page * page;
-      memory_.reset(static_cast<char*>(std::aligned_alloc(page, all)));
-      if (memory_ && page > 4096) { madvise(memory_.get(), all, MADV_HUGEPAGE); }
-      size_ = memory_ ? bytes : 0;
+      Release();
+      const int64_t size = (bytes + 4095) / 4096 * 4096;
+      void* made = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (made == MAP_FAILED) { return nullptr; }
+      memory_ = static_cast<char*>(made), size_ = size;
     }
-    return memory_.get();
+    return memory_;
   }
 
  private:
-  std::unique_ptr<char, Free> memory_;
+  void Release() {
+    if (memory_ != nullptr) { munmap(memory_, size_); }
+    memory_ = nullptr, size_ = 0;
+  }
+
+  char* memory_ = nullptr;
   int64_t size_ = 0;
 };
 

@@ -40,9 +40,11 @@ struct AmxTiles {
     } else {
       amx::Multiply16x32(a, block, steps, made, next);
     }
-    for (int64_t i = 0; i < (wide ? 32 : 16) * kColumns; i += kWidth) {
-      const F sum = Load(made + i, All{});
-      Store(out + i, add ? Load(out + i, All{}) + sum : sum, All{});
+    const int64_t count = (wide ? 32 : 16) * kColumns;
+    if (add) {
+      amx::Add(made, count, out);
+    } else {
+      std::copy_n(made, count, out);
     }
   }
 };

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <atomic>
 
-#include "amx.h"
 #include "finish.h"
 #include "gather.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "tile_amx.h"
 #include "transpose.h"
 
 namespace dfo::math {
@@ -18,8 +18,6 @@ namespace {
 constexpr int64_t kMostRows = 256;
 // Bytes of results of one thread that stay in the second-level cache, beside columns.
 constexpr int64_t kCache = 640 << 10, kColumnCache = 768 << 10;
-// As much of a block as stays in the first-level cache.
-constexpr int64_t kPartSteps = 3;
 
 // x as columns: for each block of channels and 32 pixels the steps of amx.h.
 class Pixels {
@@ -127,29 +125,18 @@ class Channels {
 
   bool Multiply(int64_t channel, int64_t block, const float* next_row, float* c) {
     const Filter& f = p_.filter;
-    const int64_t depth = blocks_.Depth(block), steps = amx::Steps(depth);
+    const int64_t depth = blocks_.Depth(block);
     const float* from = Row(channel, block);
     static constexpr float kNone[kDepth] = {};
     bool fine = true;
     for (int64_t r = 0; r < 32; ++r) { fine &= amx::Put(channel + r < f.n ? from + r * f.strides[0] : kNone, depth, a_, r); }
     if (!fine) { return false; }
     // Fetched evenly while this block is multiplied: at once they would keep the pixels from their own memory.
-    const int64_t lines = depth / 16 + 1;
-    Ahead next{reinterpret_cast<const char*>(next_row), 0, lines, 31, f.strides[0] * 4, CeilDiv(lines * 32, pixels_.panels() * steps * 6)};
-    const int64_t sixteen = steps * amx::kParts * amx::kTile;
-    alignas(64) float made[32 * kColumns];
-    for (int64_t step = 0; step < steps; step += kPartSteps) {
-      const char* a = a_ + step * amx::kParts * amx::kTile;
-      const int64_t count = std::min(kPartSteps, steps - step);
+    const int64_t lines = depth / 16 + 1, times = pixels_.panels() * amx::Steps(depth) * 6;
+    Ahead next{reinterpret_cast<const char*>(next_row), 0, lines, 31, f.strides[0] * 4, CeilDiv(lines * 32, times)};
+    for (int64_t begin = 0; begin < depth; begin += AmxTiles::kPart) {
       for (int64_t panel = 0; panel < pixels_.panels(); ++panel) {
-        const char* columns = pixels_.Block(block, panel) + step * amx::kParts * 2 * amx::kTile;
-        float* to = c + panel * 32 * kColumns;
-        if (block + step == 0) {
-          amx::Multiply32x32(a, a + sixteen, columns, count, to, &next);
-          continue;
-        }
-        amx::Multiply32x32(a, a + sixteen, columns, count, made, &next);
-        for (int64_t i = 0; i < 32 * kColumns; i += kWidth) { Store(to + i, Load(to + i, All{}) + Load(made + i, All{}), All{}); }
+        AmxTiles::Multiply(a_, 0, 32, pixels_.Block(block, panel), begin, depth, block + begin > 0, c + panel * 32 * kColumns, &next);
       }
     }
     return true;
@@ -190,9 +177,7 @@ class Channels {
 
 bool Turns(const Product& p) {
   const Filter& f = p.filter;
-  const int64_t taps = f.kh * f.kw;
-  return p.packed == nullptr && p.batch * p.oh * p.ow <= kMostRows && f.strides[1] == taps && taps <= kDepth &&
-         (taps == 1 || (f.strides[3] == 1 && f.strides[2] == f.kw));
+  return p.packed == nullptr && p.batch * p.oh * p.ow <= kMostRows && f.kh * f.kw <= kDepth && InTorchOrder(f);
 }
 
 bool RunTurned(const Product& p) {
