@@ -14,7 +14,6 @@ import inspect
 import logging
 import os
 import re
-import struct
 import sys
 import types
 import typing
@@ -33,6 +32,7 @@ _NAMED = (
     types.BuiltinFunctionType, types.BuiltinMethodType, types.MethodDescriptorType, types.WrapperDescriptorType,
     types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType,
 )  # fmt: skip
+_PLAIN = (*TORCH, PurePath)
 # What they hold is no part of any result.
 _SKIPPED = (logging.Logger, logging.LoggerAdapter, weakref.ref, typing.TypeVar)
 _TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAlias, types.UnionType, type(typing.Any),  # noqa: UP006, UP007
@@ -81,7 +81,7 @@ class _Walk:
     """Walks over objects and hashes what they are; a second visit of one hashes its number."""
 
     def __init__(self):
-        self._hash = hashlib.sha256()
+        self._written: list[str] = []
         self._numbers: dict[int, int] = {}
         self._alive: list = []
         self._libraries = Libraries(self.value, self._put)
@@ -90,14 +90,11 @@ class _Walk:
     def digest(self) -> str:
         """To be called once, when all was walked over."""
         self._libraries.finish()
-        return self._hash.hexdigest()
+        return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
 
     def _put(self, *parts):
-        # Each with its length: no two sequences of parts give the same bytes.
-        for part in parts:
-            data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-            self._hash.update(struct.pack("q", len(data)))
-            self._hash.update(data)
+        # As Python writes it: no two sequences of parts give the same text.
+        self._written.append(repr(parts))
 
     def _first(self, value) -> bool:
         """Whether `value` is met for the first time; else its number is hashed."""
@@ -150,14 +147,15 @@ class _Walk:
         if tensor is not None and self._first(tensor):
             layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
             self._put("weight", type(tensor).__qualname__, layout)
-            self.value(vars(tensor) if isinstance(getattr(tensor, "__dict__", None), dict) else {})
+            if attributes := getattr(tensor, "__dict__", None):
+                self.value(attributes)
 
     def value(self, value):
         """Hash what `value` is."""
         kind = type(value)
         if kind is float:
             self._put("float", value.hex())
-        elif kind in PLAIN or isinstance(value, (*TORCH, PurePath)):
+        elif kind in PLAIN or isinstance(value, _PLAIN):
             self._put(kind.__qualname__, repr(value))
         elif isinstance(value, enum.Enum):
             self._put("enum", kind.__module__, kind.__qualname__, value.name)
@@ -275,8 +273,7 @@ class _Walk:
             return
         for base in cls.__mro__:
             if origin(base.__module__) == "installed":
-                self._libraries.meet(base.__module__)
-                self._libraries.members(base)
+                self._libraries.meet(base.__module__, base)
             elif origin(base.__module__) == "user":
                 self.value(base)
         # Somebody may have given it another forward.

@@ -68,8 +68,11 @@ class Libraries:
         self._met: set[str] = set()
         self._roots: set[str] = set()
 
-    def meet(self, name: str | None):
-        """Take in a module of an installed package, and those of the package that it takes something from."""
+    def meet(self, name: str | None, cls: type | None = None):
+        """Take in a module of an installed package, those of the package that it takes something from, and a class that says
+        that it comes from there."""
+        if cls is not None and vars(sys.modules.get(name, types)).get(cls.__name__) is not cls:
+            self.members(cls)
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -79,7 +82,7 @@ class Libraries:
                 continue
             self._met.add(name)
             self._roots.add(name.partition(".")[0])
-            self._put("module", name)
+            self._put("met", name)
             for key, value in list(vars(module).items()):
                 if not key.startswith("__") and key not in _DRAWN:
                     self._member(key, value)
