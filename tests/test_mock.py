@@ -26,7 +26,8 @@ def python(tmp_path_factory) -> Path:
     # Read before the hook, as what an editable install leaves. All of our environment's own such files are read, save
     # a hook that is installed there already: it would hide what is tested.
     others = [p.name for p in sorted(installed.glob("*.pth")) if p.name != HOOK]
-    read = f"import site; [site.addpackage({str(installed)!r}, name, None) for name in {others}]"
+    # Such lines run among the names of Python's site.py.
+    read = f"import sys; [addpackage({str(installed)!r}, name, None) for name in {others}]"
     (packages / "__others.pth").write_text(f"{ROOT}\n{installed}\n{read}\n")
     (packages / HOOK).write_bytes((ROOT / HOOK).read_bytes())
     return where / "bin/python"
@@ -149,7 +150,8 @@ def test_processes_of_the_script_are_mocked_too(python, tmp_path):
         "import torch, diffusers.utils, sys\nprint(torch.__version__, sys.modules['torch'].__version__)\n"
     )
     for command in (f"{SHELL}; {python}", f"{python} -c 'from diffusers_oneflow.cli import app; app()' run"):
-        assert shell(f"{command} script.py", tmp_path) == "0.9.0\n"
+        # The child's own torch is OneFlow, that of the libraries is torch.
+        assert shell(f"{command} script.py", tmp_path) == f"0.9.0 {torch.__version__}\n"
 
 
 def test_a_start_without_it_loads_nothing(python, tmp_path):
