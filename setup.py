@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
+HOOK = "diffusers_oneflow_mock.pth"
 RUNTIME = Path("diffusers_oneflow/runtime/csrc")
 PACK = Path("diffusers_oneflow/kernels/csrc")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -62,4 +64,19 @@ def _math(name: str, flags: list[str]) -> Extension:
     )
 
 
-setup(ext_modules=native())
+class WithHook(build_py):
+    """Puts the hook of mock torch beside the packages: into site-packages itself, where Python reads ``*.pth``.
+
+    A wheel gets all that lies in the build folder. An editable one gets nothing from there: its own folder, which the
+    command ``install`` knows by then, is the place.
+    """
+
+    def run(self):
+        super().run()
+        self.copy_file(HOOK, self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib)
+
+    def get_source_files(self):
+        return [*super().get_source_files(), HOOK]
+
+
+setup(ext_modules=native(), cmdclass={"build_py": WithHook})

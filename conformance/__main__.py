@@ -1,78 +1,137 @@
-"""The command line of the suite."""
+"""The command line of the suite; README.md says what its exit codes mean."""
 
 import argparse
-import json
+import fnmatch
 import os
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rich.console import Console
 
-from . import (  # noqa: F401  (they register their cases)
-    audio,
-    autoencoders,
-    cascade,
-    controlnet,
-    demo,
-    flux,
-    full,
-    ip_adapter,
-    kandinsky,
-    newer,
-    pag,
-    pixart_sana_etc,
-    qwen,
-    sd3,
-    sdxl,
-    stable_diffusion,
-    tiny,
-    unconditional,
-    video,
-    video_transformers,
-)
-from .registry import CASES
+from diffusers_oneflow import judged
+from diffusers_oneflow.errors import EngineUnavailable
+
+from . import baseline, cases, coverage, report, results, runner  # noqa: F401
+from .registry import CASES, LEVELS, Case
+from .shards import shard
+
+PASSED, FAILED, UNUSABLE = 0, 1, 3  # 2 is argparse's: the command line is wrong
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the cases; 1 if any fails."""
-    p = argparse.ArgumentParser(prog="python -m conformance", description="Numerical parity of OneFlow with PyTorch.")
-    p.add_argument("--list", action="store_true", help="name the cases and end")
-    p.add_argument("--only", action="append", metavar="CASE", help="this case; may be given several times")
-    p.add_argument("--full", action="store_true", help="the models of full size as well")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
+    """Run the cases and write the reports; the exit code.
+
+    Args:
+        isolated: run them in a process of their own, so that one that crashes fails alone.
+    """
+    p = _parser()
     options = p.parse_args(arguments)
     console = Console()
+    chosen = _chosen(options, p)
     if options.list:
-        for case in CASES.values():
-            console.print(f"{case.name:46} {case.about}{' (--full)' if case.full else ''}", highlight=False, markup=False)
-        return 0
-    if unknown := set(options.only or ()) - set(CASES):
+        _list(chosen, options, console)
+        return PASSED
+    given = options.baseline or (baseline.PATH if options.backend == "oneflow" else None)
+    rows = baseline.read(given) if given is not None else {}
+    chosen = _share(options, p, chosen, rows)
+    try:
+        with judged.judging(options.backend):
+            if options.results:
+                parts = [results.read(path) for path in options.results]
+                ran, where = [result for part, _ in parts for result in part], parts[0][1].get("environment", {})
+            else:
+                _try_backend()
+                ran, where = runner.run_all(chosen, console, isolated), report.environment()
+    except EngineUnavailable as error:
+        console.print(f"the backend {options.backend} cannot run here: {error}", markup=False, highlight=False)
+        return UNUSABLE
+    except ValueError as error:
+        p.error(str(error))
+    run = report.Run(options.backend, ran, rows, baseline.vanished(rows, CASES), coverage.not_covered(), where)
+    _write(run, options)
+    run.print(console)
+    if options.update_baseline:
+        if given is None:
+            p.error("--update-baseline of another backend than oneflow needs --baseline FILE")
+        baseline.update(given, ran, CASES)
+        console.print(f"{given} has these results now", highlight=False)
+        return PASSED
+    return FAILED if run.failed or run.regressions or run.vanished or (options.strict and run.known) else PASSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m conformance", description="Numerical parity of a backend with PyTorch.")
+    p.add_argument("--list", action="store_true", help="name the cases, and the pipelines without one, and end")
+    p.add_argument("--level", choices=LEVELS, action="append", help="these cases; may be given several times; default: all")
+    p.add_argument("--only", action="append", metavar="NAME", help="this case, or those that match 'Flux*'; several times")
+    p.add_argument("--full", action="store_true", help="the models of full size as well")
+    p.add_argument("--shard", metavar="I/N", help="the I-th of N parts that take about the same time")
+    p.add_argument("--backend", default="oneflow", metavar="NAME", help="what to judge; of the entry points diffusers.backends")
+    p.add_argument("--from", dest="results", action="append", type=Path, metavar="FILE",
+                   help="run nothing: take the results that --json wrote; several times")  # fmt: skip
+    for kind in report.WRITERS:
+        p.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write a report as {kind}")
+    p.add_argument("--baseline", type=Path, metavar="FILE", help="compare with this one (default for oneflow: the committed)")
+    p.add_argument("--update-baseline", action="store_true", help="write what came out into the baseline, and exit with 0")
+    p.add_argument("--strict", action="store_true", help="fail also for what fails in the baseline")
+    return p
+
+
+def _chosen(options, p) -> list[Case]:
+    """The cases that the command line names, ops first."""
+    every = sorted(CASES.values(), key=lambda case: LEVELS.index(case.level))
+    levels = options.level or LEVELS
+    if not options.only:
+        return [case for case in every if case.level in levels and (options.full or not case.full or options.list)]
+    unknown = [name for name in options.only if not fnmatch.filter(CASES, name)]
+    if unknown:
         p.error(f"unknown case {', '.join(sorted(unknown))}; --list names them")
-    chosen = [c for c in CASES.values() if (c.name in options.only if options.only else options.full or not c.full)]
-    results = {}
+    return [case for case in every if case.level in levels and any(fnmatch.fnmatchcase(case.name, n) for n in options.only)]
+
+
+def _share(options, p, chosen: list[Case], rows: dict) -> list[Case]:
+    """The part of them that --shard names."""
+    if not options.shard:
+        return chosen
+    index, _, count = options.shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        p.error(f"--shard takes I/N, as in 1/4, not {options.shard}")
+    try:
+        return shard(chosen, int(index), int(count), {name: row["seconds"] for name, row in rows.items()})
+    except ValueError as error:
+        p.error(str(error))
+
+
+def _list(chosen: list[Case], options, console: Console):
     for case in chosen:
-        console.rule(case.name)
-        start = time.perf_counter()
-        try:
-            report = case.run()
-        except Exception as error:  # one broken case must not hide the others
-            console.print(f"{case.name}: {type(error).__name__}: {error}", markup=False, highlight=False)
-            results[case.name] = {"passed": False, "error": f"{type(error).__name__}: {error}"}
-            continue
-        report.print(console)
-        results[case.name] = {**report.as_dict(), "seconds": time.perf_counter() - start}
-    failed = [name for name, result in results.items() if not result["passed"]]
-    console.rule()
-    console.print(f"{len(results) - len(failed)} of {len(results)} cases passed", highlight=False)
-    if failed:
-        console.print(f"failed: {', '.join(failed)}", highlight=False)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-    return int(bool(failed))
+        said = f"{case.name:46} {case.about}{' (--full)' if case.full else ''}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if not options.only and "pipelines" in (options.level or LEVELS):
+        for name, reason in coverage.not_covered().items():
+            said = reason if reason == coverage.NO_REASON else f"{coverage.NO_REASON}: {reason}"
+            console.print(f"{name:46} {said}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _try_backend():
+    """See that the backend takes a pipeline at all, before every case fails for it."""
+    import torch
+
+    pipe = judged.Alone(torch.nn.Identity())
+    try:
+        judged.attach(pipe)
+    except Exception as error:
+        raise EngineUnavailable(str(error)) from error
+    judged.detach(pipe)
+
+
+def _write(run, options):
+    for kind, write in report.WRITERS.items():
+        if path := getattr(options, kind):
+            write(run, path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(isolated=True))

@@ -34,37 +34,37 @@ def _text(compare) -> Report:
     return Report([compare(models.sd15_text_encoder(), (ids,), {}, "text_encoder")])
 
 
-@case("sd15-unet", full=True)
+@case("sd15-unet", full=True, level="models")
 def unet() -> Report:
     """The UNet of 860 million parameters, on latents of 32x32."""
     return _unet(component)
 
 
-@case("sd15-vae", full=True)
+@case("sd15-vae", full=True, level="models")
 def vae() -> Report:
     """The VAE's encoder and decoder, on images of 256x256."""
     return _vae(component)
 
 
-@case("sd15-text", full=True)
+@case("sd15-text", full=True, level="models")
 def text() -> Report:
     """The CLIP text encoder."""
     return _text(component)
 
 
-@case("sd15-unet-bf16", full=True)
+@case("sd15-unet-bf16", full=True, level="models")
 def unet_bfloat16() -> Report:
     """The UNet in bfloat16."""
     return _unet(_bfloat16)
 
 
-@case("sd15-vae-bf16", full=True)
+@case("sd15-vae-bf16", full=True, level="models")
 def vae_bfloat16() -> Report:
     """The VAE in bfloat16."""
     return _vae(_bfloat16)
 
 
-@case("sd15-text-bf16", full=True)
+@case("sd15-text-bf16", full=True, level="models")
 def text_bfloat16() -> Report:
     """The text encoder in bfloat16."""
     return _text(_bfloat16)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from diffusers_oneflow.parity import Report
 
+# From single ops to whole pipelines, in the order in which they run.
+LEVELS = ("ops", "models", "pipelines")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -12,24 +15,37 @@ class Case:
 
     Attributes:
         full: takes minutes and gigabytes; runs with --full only.
+        level: one of `LEVELS`.
+        pipeline: the class that it is about, if it is one entry of the table of pipelines.
     """
 
     name: str
     about: str
     run: Callable[[], Report]
     full: bool = False
+    level: str = "pipelines"
+    pipeline: str = ""
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, full: bool = False):
+def add(case: Case):
+    """Put a case into the table.
+
+    Raises:
+        ValueError: there is one of that name.
+    """
+    if case.name in CASES:
+        raise ValueError(f"two cases are called {case.name!r}")
+    CASES[case.name] = case
+
+
+def case(name: str, full: bool = False, level: str = "pipelines"):
     """Register a function () -> Report; its docstring says what it is about."""
 
     def register(function: Callable[[], Report]) -> Callable[[], Report]:
-        if name in CASES:
-            raise ValueError(f"two cases are called {name!r}")
-        CASES[name] = Case(name, function.__doc__.strip().splitlines()[0], function, full)
+        add(Case(name, function.__doc__.strip().splitlines()[0], function, full, level))
         return function
 
     return register

@@ -1,6 +1,7 @@
 """Stable Diffusion 1 and 2, and what is made of its parts."""
 
 import diffusers
+import torch
 import transformers
 
 from . import build
@@ -101,8 +102,31 @@ def _unclip() -> dict:
     }  # fmt: skip
 
 
+def _adapters(pipe):
+    from peft import LoraConfig
+
+    for name in ("first", "second"):
+        pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False), name)
+    pipe.unet.set_adapter("first")
+
+
+def _other_adapter(pipe):
+    pipe.unet.set_adapter("second")
+
+
+def _other_weights(pipe):
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+
 ENTRIES = [
     Entry("StableDiffusionPipeline", parts, TEXT, "Stable Diffusion 1, text to image"),
+    Entry("StableDiffusionPipeline", parts, TEXT, "a LoRA whose weights are replaced after a run", "lora-changed",
+          prepare=_adapters, change=_other_weights),
+    Entry("StableDiffusionPipeline", parts, TEXT, "another LoRA becomes the active one after a run", "lora-switched",
+          prepare=_adapters, change=_other_adapter),
     Entry(
         "StableDiffusionPipeline", lambda: parts(
             unet=build.unet(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True),

@@ -12,7 +12,7 @@ import torch
 from diffusers_oneflow import parity
 from diffusers_oneflow.backend import models
 
-from .registry import CASES, Case
+from .registry import Case, add
 
 STEPS = 2
 # What pipelines draw on their way to an image, as the range that is compared in 255 levels.
@@ -29,6 +29,7 @@ class Entry:
         inputs: the call's arguments, or a function that makes them; steps, noise and output_type="np" are added.
         about: what sets it apart.
         prepare: changes the pipeline before it runs.
+        change: changes it again while it is attached and has drawn: what was compiled before must not be used after.
         fallbacks: component -> part of the reason for which it runs in torch; all others run on OneFlow.
         idle: components that the call does not run as modules of their own.
         values: the range of the result that is spread over 255 levels.
@@ -41,6 +42,7 @@ class Entry:
     about: str = ""
     variant: str = ""
     prepare: Callable[[object], None] | None = None
+    change: Callable[[object], None] | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     values: tuple[float, float] = IMAGE
@@ -65,13 +67,13 @@ class Entry:
         return pipe
 
     def run(self) -> parity.Report:
-        """Compare the pipeline on OneFlow with torch.
+        """Compare the pipeline on the judged backend with torch.
 
         Raises:
             ValueError: a component did not run at all.
         """
         pipe = self.make()
-        report = parity.pipeline(pipe, self.draw, self.fallbacks)
+        report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
         ran = {c.path for c in report.components}
         if silent := set(models(pipe)) - ran - set(self.fallbacks) - set(self.idle) - {"vae.encoder"}:
             raise ValueError(f"not called: {', '.join(sorted(silent))}")
@@ -98,7 +100,7 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
     if made.dtype == np.uint8:
         return made
     if not np.isfinite(made).all():
-        raise ValueError("the pipeline's result is not finite, even in torch")
+        raise ValueError("the pipeline's result is not finite")
     low, high = values
     return (np.clip((made - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
 
@@ -106,6 +108,4 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
 def register(entries: list[Entry]):
     """Make cases of entries."""
     for entry in entries:
-        if entry.name in CASES:
-            raise ValueError(f"two cases are called {entry.name!r}")
-        CASES[entry.name] = Case(entry.name, entry.about or entry.pipeline, entry.run)
+        add(Case(entry.name, entry.about or entry.pipeline, entry.run, pipeline=entry.pipeline))

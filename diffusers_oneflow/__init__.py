@@ -27,6 +27,10 @@ plugin.autoload()
 
 
 def __getattr__(name: str):
+    if name.startswith("OneFlow") and name not in _PUBLIC:
+        from .pipelines import named
+
+        return named(name)
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

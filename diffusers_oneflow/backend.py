@@ -151,5 +151,11 @@ class OneFlowBackend:
         """True if any model of `pipe` runs on OneFlow."""
         return any(dispatcher_of(m) is not None for m in models(pipe).values())
 
+    @staticmethod
+    def fallbacks(pipe) -> dict[str, str]:
+        """Path -> reasons, for the models of `pipe` of which a call ran in torch since they were attached."""
+        found = {path: dispatcher_of(module) for path, module in models(pipe).items()}
+        return {path: "; ".join(d.record.fallbacks) for path, d in found.items() if d is not None and d.record.fallbacks}
+
 
 backend = OneFlowBackend()

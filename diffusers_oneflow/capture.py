@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import linecache
+import sys
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +15,7 @@ from torch.fx.experimental import proxy_tensor
 
 from .errors import Unsupported
 
-_TRACE_LOCK = threading.RLock()
+TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -39,19 +41,20 @@ class Program:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class _FlatCall(torch.nn.Module):
+class FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
-    def __init__(self, module: torch.nn.Module, rebuild: Callable, finish: Callable):
+    def __init__(self, module: torch.nn.Module, rebuild: Callable, adapted: Callable, finish: Callable):
         super().__init__()
         self.module = module
-        self.rebuild, self.finish = rebuild, finish
+        self.rebuild, self.adapted, self.finish = rebuild, adapted, finish
 
     def forward(self, *tensors):
         args, kwargs = self.rebuild(tensors)
         before = [(container, _items(container)) for container in _containers((args, kwargs))]
         # Not module(...): that would come back to the dispatcher.
-        result = self.module.forward(*args, **kwargs)
+        with self.adapted(self.module, tensors):
+            result = self.module.forward(*args, **kwargs)
         # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
         if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
             raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
@@ -77,6 +80,7 @@ def capture(
     rebuild: Callable,
     flatten: Callable,
     is_lowered: Callable[[str], bool],
+    adapted: Callable = lambda module, tensors: contextlib.nullcontext(),
 ) -> Program:
     """Trace ``module.forward`` on `tensors` with torch.export.
 
@@ -85,6 +89,7 @@ def capture(
         rebuild: from a sequence of tensors to ``(args, kwargs)`` of the call.
         flatten: from what forward returned to a `signature.Flat`.
         is_lowered: whether an ATen op can be lowered as it is; others are decomposed first.
+        adapted: from the module's copy and the call's tensors to a context in which the copy is as these tensors say.
 
     Raises:
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
@@ -94,16 +99,16 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
-    changes, kept = watch(module), {id(t) for _, t in _attributes(module)}
+    install_output_hooks(module)
+    changes = watch(module)
 
     def finish(result, given):
         # Here, since torch.export puts back some attributes itself before it returns.
-        changed.extend(changes())
-        changed.extend(name for name, t in _attributes(module) if id(t) not in kept and _depends(t, given))
+        changed.extend(changes(given))
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
-    call = _FlatCall(module, rebuild, finish)
+    call = FlatCall(module, rebuild, adapted, finish)
     call.training = module.training
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
@@ -113,8 +118,20 @@ def capture(
         if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             _spell_out_diagonals(exported.graph)
             table = torch.export.default_decompositions()
+            # What batch norm becomes in eval mode: torch.export does not keep an op that may write to its buffers.
+            table[torch.ops.aten._native_batch_norm_legit_no_training.default] = _batch_norm
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
     return _program(exported, results[0])
+
+
+def _batch_norm(input, weight, bias, mean, variance, momentum, eps):
+    """Normalised by the running statistics; and two empty tensors, as the op gives."""
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    out = (input - mean.reshape(shape)) * scale.reshape(shape)
+    out = out if bias is None else out + bias.reshape(shape)
+    return out.to(input.dtype), mean.new_empty(0), mean.new_empty(0)
 
 
 def _ops(graph: torch.fx.Graph):
@@ -197,7 +214,7 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
 def _alone():
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
     tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
-    with _TRACE_LOCK:
+    with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
         def guarded_call(self, m, forward, args, kwargs):
@@ -230,32 +247,21 @@ def _forgetful():
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:
     """A deep copy of a module, not attached to OneFlow, whose tensors are the module's own."""
-    memo: dict = {}
+    memo: dict = {id(value): value for value in _held(module).values() if isinstance(value, torch.Tensor)}
     for sub in module.modules():
-        for value in (*sub._parameters.values(), *sub._buffers.values(), *_tensors_in(sub.__dict__, 3)):
-            memo[id(value)] = value
+        memo.update((id(value), value) for value in (*sub._parameters.values(), *sub._buffers.values()))
         memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
     return copy.deepcopy(module, memo)
 
 
-def _attributes(module: torch.nn.Module):
-    """``(name of the submodule, tensor)`` for all tensors that stand in attributes, parameters and buffers aside."""
-    for name, sub in module.named_modules():
-        for tensor in _tensors_in({k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers")}, 3):
-            yield f"an attribute of {name or type(sub).__name__}", tensor
-
-
-def _depends(tensor: torch.Tensor, given) -> bool:
-    """Whether what the code being traced has kept was computed from the inputs: an attention processor's map, say.
-
-    What it made from nothing, a table of frequencies, is the same in every call.
-    """
+def _depends(tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
+    """Whether the code that is being traced computed `tensor` from tensors that are `given` to it, or whose id is in `held`."""
     mode = proxy_tensor.get_proxy_mode()
     nodes = [_node(t, mode.tracer) for t in (tensor, *given)] if mode is not None else [None]
     stack, seen = [nodes[0]] if nodes[0] is not None else [], set()
     while stack:
         node = stack.pop()
-        if node in nodes[1:]:
+        if node in nodes[1:] or (node.op == "get_attr" and id(getattr(mode.tracer.root, node.target)) in held):
             return True
         if node not in seen:
             seen.add(node)
@@ -268,49 +274,77 @@ def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
     return slot.proxy.node if slot is not None else None
 
 
-def _tensors_in(attributes: dict, depth: int):
-    """Tensors that stand in attributes, and in containers and plain objects (attention processors) `depth` levels down."""
-    for value in attributes.values():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif not depth or isinstance(value, (torch.nn.Module, type, str, int, float, bool, type(None))):
-            continue
-        elif isinstance(value, dict):
-            yield from _tensors_in(value, depth - 1)
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors_in(dict(enumerate(value)), depth - 1)
-        elif isinstance(inner := getattr(value, "__dict__", None), dict):
-            yield from _tensors_in(inner, depth - 1)
+def install_output_hooks(module: torch.nn.Module):
+    """What models of transformers do in the first call that asks for hidden states, which would look like a state.
 
-
-def watch(module: torch.nn.Module) -> Callable[[], list[str]]:
-    """Remember every submodule's attributes; the returned function names those that have changed since.
-
-    A module that stores something on itself when it runs (a cache, a counter) is one that no graph can stand for.
+    A model with a model inside that has its hooks already is left alone: transformers would install them there twice.
     """
-    # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
-    saved = [(name, table, dict(table)) for name, sub in module.named_modules() for table in (sub.__dict__, sub._modules)]
+    if "transformers.utils.output_capturing" not in sys.modules:
+        return
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-    def changes() -> list[str]:
-        # torch.export itself puts equal copies of containers in the place of attributes.
-        return [
-            f"{name}.{key}".lstrip(".")
-            for name, table, before in saved
-            for key in {**table, **before}
-            if not _equal(table.get(key, saved), before.get(key, saved))
-        ]
+    for sub in list(module.modules()):
+        installed = any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in sub.modules())
+        if isinstance(sub, PreTrainedModel) and not installed:
+            maybe_install_capturing_hooks(sub)
+
+
+def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
+    """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
+
+    A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
+    can stand for. A new tensor is a state only if it was computed from the call's own tensors, which the returned
+    function takes while they are traced, or from what it replaces: what is made without them, a table of frequencies
+    or the weight that the hook of a weight norm computes, every call would make again.
+
+    Args:
+        depends: tells that in the way of `_depends`.
+    """
+    before = _held(module)
+
+    def changes(given: Sequence[torch.Tensor]) -> list[str]:
+        after = _held(module)
+        new = [place for place, value in after.items() if place not in before or not _same(value, before[place])]
+        gone = [place for place in before if place not in after]
+        replaced = {id(before[place]) for place in (*new, *gone) if place in before}
+        kept = [p for p in new if not isinstance(after[p], torch.Tensor) or depends(after[p], given, replaced)]
+        # Where a list of tensors now stands in the place of None, `kept` has decided.
+        gone = [p for p in gone if not any(other[: len(p)] == p for other in new)]
+        return [".".join(map(str, place[:2])).lstrip(".") for place in (*kept, *gone)]
 
     return changes
 
 
-def _equal(a, b) -> bool:
-    """Equality of attributes: by value for containers and plain values, by identity for objects; torch.export minds tensors."""
-    if a is b or (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_equal(a[k], b[k]) for k in a)
-    return isinstance(a, (int, float, str, bytes, set, frozenset)) and a == b
+def _held(module: torch.nn.Module) -> dict[tuple, object]:
+    """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
+    held = {}
+    for name, sub in module.named_modules():
+        # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
+        attributes = {k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+        for key, value in (*attributes.items(), *sub._modules.items()):
+            held.update(_values((name, key), value, 4))
+    return held
+
+
+def _values(place: tuple, value, depth: int):
+    """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
+    place, and of plain objects (attention processors) both themselves and what they hold, `depth` levels down."""
+    container = isinstance(value, (dict, list, tuple))
+    if container and not value:
+        yield place, type(value)  # empty
+    elif not container or not depth:
+        yield place, value
+    if not depth or isinstance(value, (torch.Tensor, torch.nn.Module, type, types.ModuleType, types.FunctionType)):
+        return
+    inner = value if isinstance(value, dict) else dict(enumerate(value)) if container else getattr(value, "__dict__", None)
+    if isinstance(inner, dict):
+        for key, held in inner.items():
+            yield from _values((*place, key), held, depth - 1)
+
+
+def _same(a, b) -> bool:
+    """Plain values by content, floats to the bit; all else by identity."""
+    if type(a) is type(b) and isinstance(a, (int, float, str, bytes, set, frozenset)):
+        return repr(a) == repr(b) if isinstance(a, float) else a == b
+    return a is b

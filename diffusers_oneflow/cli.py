@@ -1,7 +1,8 @@
-"""The command line: ``diffusers-oneflow generate | doctor | explain | parity``."""
+"""The command line: ``diffusers-oneflow generate | doctor | explain | parity | run | cache``."""
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -126,6 +127,81 @@ def parity(
         report.print()
     if not report.passed:
         raise typer.Exit(1)
+
+
+# What follows the script's name is the script's, options too.
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True})
+def run(context: typer.Context, script: Annotated[Path, typer.Argument(help="A Python script; its arguments follow.")]):
+    """Run a script whose `import torch` gives OneFlow, while diffusers, transformers and accelerate keep torch."""
+    import runpy
+
+    from . import engine, mock
+
+    if reason := engine.refusal():
+        _stop(reason)
+    if not script.is_file():
+        _stop(f"there is no script {script}")
+    # For processes that the script starts.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (mock.folder(), os.environ.get("PYTHONPATH"))))
+    mock.start()
+    sys.argv = [str(script), *context.args]
+    sys.path[0] = str(script.resolve().parent)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        _show(error, script)
+        raise typer.Exit(1) from None
+
+
+def _show(error: Exception, script: Path):
+    """Print a traceback as Python does, from the script on."""
+    import traceback
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+        trace = trace.tb_next
+    # A script that does not compile has no frame.
+    traceback.print_exception(type(error), error, trace)
+
+
+store = typer.Typer(help="Programs on disk, which spare new processes the capture of models.", no_args_is_help=True)
+app.add_typer(store, name="cache")
+Folder = Annotated[Path | None, typer.Option(help="The folder; by default the one that DIFFUSERS_ONEFLOW_CACHE names.")]
+
+
+def _cache(folder: Path | None):
+    from .cache import VARIABLE, Cache, directory
+
+    place = directory(True if folder is None else folder)
+    if place is None:
+        _stop(f"there is no cache: the environment variable {VARIABLE} turns it off")
+    return Cache(place)
+
+
+@store.command()
+def info(folder: Folder = None, as_json: AsJson = False):
+    """Say where the cache is and how much it holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cache = _cache(folder)
+    usage = cache.usage()
+    found = {"folder": str(cache.folder), "programs": usage.programs, "bytes": usage.bytes, "most_bytes": cache.most_bytes}
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table(show_header=False)
+    table.add_row("folder", found["folder"])
+    table.add_row("programs", f"{usage.programs}, {usage.bytes / 2**20:.1f} MB of at most {cache.most_bytes / 2**20:.0f} MB")
+    Console().print(table)
+
+
+@store.command()
+def clear(folder: Folder = None):
+    """Remove all programs."""
+    cache = _cache(folder)
+    removed = cache.clear()
+    typer.echo(f"{cache.folder}: {removed.programs} programs of {removed.bytes / 2**20:.1f} MB removed")
 
 
 def _stop(message: str):

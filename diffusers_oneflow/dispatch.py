@@ -2,28 +2,76 @@
 
 import contextlib
 import functools
+import sys
 import threading
-import time
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from . import engine, hoisting, interop, passes, progress, signature
+from . import budget, engine, hoisting, interop, passes, progress, signature, strengths
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
 from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
+from .programs import Programs
+from .retrace import retrace
 from .structure import Interned, Structure
 
 _tracing = threading.local()
 # Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
 _WORTH_HOISTING = 32 << 20
+
+
+class Open(NamedTuple):
+    """Which numbers are inputs of a graph, for any value: the call's own, and the strengths of LoRA adapters."""
+
+    numbers: bool
+    strengths: bool
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        flat: its arguments, without the factor.
+        strengths: of the module's LoRA adapters.
+        factor: by which this call multiplies them.
+        dtype: in which a graph takes them.
+    """
+
+    flat: signature.Flat
+    strengths: strengths.Sorted
+    factor: float
+    dtype: torch.dtype
+
+    def tensors(self, opened: Open) -> list[torch.Tensor]:
+        """What a graph gets."""
+        tensors = list(self.flat.tensors)
+        if opened.numbers:
+            tensors += [torch.tensor(n, dtype=torch.float64 if type(n) is float else torch.int64) for n in self.flat.numbers]
+        if opened.strengths:
+            tensors += [torch.tensor(n, dtype=self.dtype) for n in self.strengths.values(self.factor)]
+        return tensors
+
+    def key(self, opened: Open) -> tuple:
+        """The numbers that are no inputs."""
+        numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
+        values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
+        return opened, numbers, self.strengths.number, values
+
+    def fixed(self, opened: Open) -> tuple:
+        """The same for other processes: what of the call is part of a program, its arguments' description aside."""
+        numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
+        values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
+        return tuple(opened), numbers, self.strengths.layout, values, self.dtype
 
 
 @dataclass
@@ -32,13 +80,23 @@ class Entry:
 
     graph: CompiledGraph
     result: signature.Flat
-    opened: bool
+    opened: Open
     shapes: list[str]
     ops: dict[str, int]
     rewrites: list
     seconds: dict[str, float]
     hoisted: list[hoisting.Hoisted]
+    origin: str = "captured"
     calls: int = 0
+    used: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes beside the arena that all graphs share, about."""
+        graphs = [self.graph, *(part.graph for part in self.hoisted)]
+        ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
+        kept = sum(part.kept_bytes for part in self.hoisted)
+        return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
 
     def close(self):
         """Free the memory of all its graphs."""
@@ -82,11 +140,18 @@ class Dispatcher:
         self._structure: Structure | None = None
         self._interned = Interned()
         self._graphs: OrderedDict[tuple, Entry | str] = OrderedDict()
-        self._closed_numbers: set[tuple] = set()
+        self._most_open: dict[tuple, Open] = {}
+        self._groups: dict[int, strengths.Groups] = {}
         self._seen_numbers: dict[tuple, tuple] = {}
         self._weights: dict[str, tuple] = {}
         self._store = None
+        self._programs = Programs(config.cache)
+        budget.join(self)
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
+
+    def __bool__(self) -> bool:
+        # Not what torch.compile leaves here, for which libraries look: peft refuses to prepare such modules for hot-swaps.
+        return False
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -96,7 +161,7 @@ class Dispatcher:
     @property
     def entries(self) -> list[Entry]:
         """The compiled graphs, least recently used first."""
-        return [e for e in self._graphs.values() if isinstance(e, Entry)]
+        return [e for e in list(self._graphs.values()) if isinstance(e, Entry)]
 
     @property
     def packed_bytes(self) -> int:
@@ -117,7 +182,9 @@ class Dispatcher:
             entry = self._entry(module, structure, call)
             if isinstance(entry, Entry):
                 try:
-                    return self._run(entry, call)
+                    result = self._run(entry, call)
+                    strengths.after(module, call.factor)
+                    return result
                 except GraphClosed:
                     continue
                 except KernelFailed as failed:
@@ -140,11 +207,15 @@ class Dispatcher:
                 self._store.close()
             self._drop_weights()
             self._structure, self._interned = None, Interned()
+            self._programs.forget()
+            for known in (self._groups, self._most_open, self._seen_numbers):
+                known.clear()
 
     def _judge(self, module, args, kwargs):
         """``(reason to run in torch or None, flattened call, structure)``."""
+        taken, factor = strengths.take_factor(module, kwargs)
         try:
-            call = signature.flatten((args, kwargs), open_numbers=True)
+            flat = signature.flatten((args, taken), open_numbers=True)
         except signature.Unkeyable as error:
             return str(error), None, None
         if torch.is_autocast_enabled("cpu"):
@@ -152,15 +223,20 @@ class Dispatcher:
         structure = self._structure_now(module)
         if structure.refusal:
             return structure.refusal, None, None
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (*call.tensors, *structure.weights.values())):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*flat.tensors, *structure.weights.values())):
             return "gradients are on; call it under torch.no_grad()", None, None
-        return None, call, structure
+        if factor != 1 and not structure.factor_known:
+            flat, factor = signature.flatten((args, kwargs), open_numbers=True), 1.0
+        dtype = torch.float64 if structure.wide else torch.float32
+        return None, Call(flat, structure.sorted, factor, dtype), structure
 
     def _structure_now(self, module) -> Structure:
         with self._lock:
             known = self._structure
             if known is None or not known.unchanged():
                 self._structure = self._interned.intern(Structure(module), {k[0] for k in self._graphs})
+                groups = self._groups.setdefault(self._structure.token, strengths.Groups())
+                self._structure.sorted = groups.sort(self._structure.strengths)
                 if known is not None and known.weights_key != self._structure.weights_key:
                     self._drop_stale(known)
             return self._structure
@@ -178,55 +254,74 @@ class Dispatcher:
         self._weights.clear()
         self._store = None
 
-    def _entry(self, module, structure: Structure, call: signature.Flat) -> Entry | str:
+    def _entry(self, module, structure: Structure, call: Call) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
-        tensors = tuple([(type(t), t.shape, t.dtype, t.device, t.layout) for t in call.tensors])
-        base = (structure.token, call.spec, tensors, torch.get_default_dtype())
+        flat = call.flat
+        tensors = tuple([(type(t), t.shape, t.dtype, t.device, t.layout) for t in flat.tensors])
+        base = (structure.token, flat.spec, tensors, torch.get_default_dtype(), _attention_backend())
         with self._lock:
-            opened = self._open(base, call.numbers)
-            key = (*base, opened, None if opened else tuple(map(_number_key, call.numbers)))
+            opened = self._open(base, call)
+            key = (*base, *call.key(opened))
             entry = self._graphs.get(key)
-            if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in call.tensors)), None)):
+            known = entry is not None
+            if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in flat.tensors)), None)):
                 return reason
-            if entry is None and opened and call.numbers:
-                entry = self._build(module, structure, call, True)
-                if not isinstance(entry, Entry):
-                    # The code needs the number itself (a branch on it, say): one graph per value.
-                    self._closed_numbers.add(base)
-                    key = (*base, False, tuple(map(_number_key, call.numbers)))
-                    entry = None
             if entry is None:
-                entry = self._build(module, structure, call, False)
+                entry = self._build(module, structure, call, opened)
+                while not isinstance(entry, Entry) and any(opened):
+                    # The code needs a number itself (a branch on it, say): one graph per value.
+                    opened = self._most_open[base] = Open(False, opened.numbers and opened.strengths)
+                    key = (*base, *call.key(opened))
+                    entry = self._build(module, structure, call, opened)
             self._graphs[key] = entry
             self._graphs.move_to_end(key)
+            if isinstance(entry, Entry):
+                entry.used = budget.tick()
+            if known:
+                return entry
             while len(self._graphs) > self.config.max_graphs:
                 _, oldest = self._graphs.popitem(last=False)
                 if isinstance(oldest, Entry):
                     oldest.close()
+            budget.keep_within(self.config.max_bytes, entry)
             return entry
 
-    def _open(self, base: tuple, numbers: list) -> bool:
-        """True if the call's numbers are to be inputs of the graph: floats at once, integers once they vary."""
-        if not numbers or base in self._closed_numbers:
+    def evict(self, entry: Entry) -> bool:
+        """Drop one graph; False if it is gone already, or if another thread is at work here."""
+        if not self._lock.acquire(blocking=False):
             return False
-        first = self._seen_numbers.setdefault(base, tuple(numbers))
-        return any(type(a) is float or a != b for a, b in zip(numbers, first))
+        try:
+            key = next((k for k, e in self._graphs.items() if e is entry), None)
+            if key is None:
+                return False
+            del self._graphs[key]
+            entry.close()
+            return True
+        finally:
+            self._lock.release()
 
-    def _build(self, module, structure, call, opened) -> Entry | str:
+    def _open(self, base: tuple, call: Call) -> Open:
+        """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
+        most, numbers = self._most_open.get(base, Open(True, True)), call.flat.numbers
+        first = self._seen_numbers.setdefault(base, tuple(numbers)) if numbers else ()
+        varies = any(type(a) is float or a != b for a, b in zip(numbers, first))
+        return Open(varies and most.numbers, len(call.strengths) > 0 and most.strengths)
+
+    def _build(self, module, structure, call: Call, opened: Open) -> Entry | str:
         if self.part and self.record.built >= 2 * self.config.max_graphs:
             return f"{self.record.built} graphs were built for it, and its calls still differ"
-        start = captured = time.perf_counter()
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
             with bar:
-                program = self._capture(module, call, opened)
-                captured = time.perf_counter()
-                bar.stage("passes", 0.0)
+                engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
-                rewrites = passes.run(program, native)
-                rewritten = time.perf_counter()
-                tensors = _tensors(call, opened)
+                tensors = call.tensors(opened)
+                rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype())
+                make = functools.partial(self._capture, module, call, opened)
+                found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
+                program = found.program
+                bar.stage("passes", 1.0)
                 store = self._prepare(native)
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
@@ -242,24 +337,30 @@ class Dispatcher:
             if program is None:
                 return f"it could not be captured by torch.export: {message}"
             return f"building its graph failed inside diffusers_oneflow, please report this: {message}"
-        seconds = {"capture": captured - start, "passes": rewritten - captured, **graph.seconds}
+        seconds = {**found.seconds, **graph.seconds}
         self.record.built += 1
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        return Entry(graph, program.result, opened, shapes, passes.op_counts(program), rewrites, seconds, hoisted)
+        ops = passes.op_counts(program)
+        return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def _capture(self, module, call, opened) -> Program:
-        engine.load()
+    def _capture(self, module, call, opened, known: list[Program]) -> Program:
         from . import lowering
 
-        count = len(call.tensors)
+        flat, tensors = call.flat, call.tensors(opened)
+        count = len(flat.tensors)
+        end = count + (len(flat.numbers) if opened.numbers else 0)
 
         def rebuild(tensors):
-            numbers = tensors[count:] if opened else call.numbers
-            return signature.rebuild_call(call.spec, tensors[:count], numbers)
+            return signature.rebuild_call(flat.spec, tensors[:count], tensors[count:end] if opened.numbers else flat.numbers)
+
+        def adapted(copied, tensors):
+            return call.strengths.put(copied, tensors[end:] if opened.strengths else call.strengths.values(call.factor))
 
         _tracing.on = True
         try:
-            return capture(module, _tensors(call, opened), rebuild, signature.flatten, lowering.is_lowered)
+            if known:
+                return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
+            return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
         finally:
             _tracing.on = False
 
@@ -282,9 +383,9 @@ class Dispatcher:
             bound[name] = interop.Weight(constant, _weight(name, constant), store)
         return bound
 
-    def _run(self, entry: Entry, call: signature.Flat):
+    def _run(self, entry: Entry, call: Call):
         entry.calls += 1
-        tensors = _tensors(call, entry.opened)
+        tensors = call.tensors(entry.opened)
         # The graph reads what its prologues left: nothing may come between.
         with ENGINE_LOCK if entry.hoisted else contextlib.nullcontext():
             for part in entry.hoisted:
@@ -323,11 +424,10 @@ def _is_traced() -> bool:
     return torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
 
 
-def _tensors(call: signature.Flat, opened: bool) -> list[torch.Tensor]:
-    tensors = list(call.tensors)
-    if opened:
-        tensors += [torch.tensor(n, dtype=torch.float64 if type(n) is float else torch.int64) for n in call.numbers]
-    return tensors
+def _attention_backend():
+    """What diffusers computes attention with, for the whole process."""
+    module = sys.modules.get("diffusers.models.attention_dispatch")
+    return module._AttentionBackendRegistry._active_backend if module is not None else None
 
 
 def _number_key(number) -> tuple:

@@ -2,7 +2,7 @@
 
 A float32 result is judged by a float64 run of the same module: OneFlow's error may be at most 1.5 times the
 error that PyTorch itself makes in float32, in relative RMS and in the maximum, and never has to be below 1e-6 of
-the output's scale.
+the output's scale. What is judged is OneFlow, or the backend that `judged.judging` names.
 """
 
 import copy
@@ -15,11 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import signature
-from .backend import attach, dispatcher_of, models
-from .compiler import compile, detach
-from .config import OneFlowConfig
-from .errors import FallbackWarning
+from . import judged, signature
+from .backend import dispatcher_of, models
+from .errors import FallbackWarning, Unsupported
 
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
@@ -41,22 +39,32 @@ class Error:
 
 @dataclass(frozen=True)
 class Component:
-    """One call of one component: the errors of PyTorch and of OneFlow, both in the component's dtype.
+    """One call of one component: the errors of PyTorch and of what is judged, both in the component's dtype.
 
     Attributes:
-        factor: how many times PyTorch's error OneFlow's may be.
+        factor: how many times PyTorch's error the other may be.
+        floor: what it never has to be below.
     """
 
     path: str
     torch: Error
-    oneflow: Error
+    ours: Error
     factor: float = FACTOR
+    floor: float = FLOOR
 
     @property
     def passed(self) -> bool:
-        """Both measures of OneFlow's error are within `factor` times PyTorch's, or below the floor."""
-        pairs = ((self.torch.rms, self.oneflow.rms), (self.torch.maximum, self.oneflow.maximum))
-        return all(ours <= max(self.factor * theirs, FLOOR) for theirs, ours in pairs)
+        """Both measures of the error are within `factor` times PyTorch's, or below the floor."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """What is too far off, one sentence a measure."""
+        pairs = (("RMS", self.torch.rms, self.ours.rms), ("largest", self.torch.maximum, self.ours.maximum))
+        said = "{}: its {} error is {:.1e}; allowed are {:.1e}, since torch's is {:.1e}"
+        allowed = [max(self.factor * theirs, self.floor) for _, theirs, _ in pairs]
+        return [said.format(self.path, kind, ours, most, theirs) for (kind, theirs, ours), most in zip(pairs, allowed)
+                if not ours <= most]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,35 +72,53 @@ class Report:
     """The components, and the largest difference between the final images in levels of 255 (None: not compared).
 
     Attributes:
-        fallbacks: components that ran in torch, as was expected of them, with the reason.
+        fallbacks: components that ran in torch, with the reason.
+        unexpected: those of them that were to run on the backend.
+        drawn: the final images of torch and of the backend, uint8.
     """
 
     components: list[Component]
     levels: int | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
+    unexpected: tuple[str, ...] = ()
+    drawn: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
-        """Every component passed, and the images are within one level."""
-        return all(c.passed for c in self.components) and (self.levels is None or self.levels <= MOST_LEVELS)
+        """Every component passed, on the backend where it was to run there, and the images are within one level."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """What is wrong, a sentence each."""
+        found = [sentence for c in self.components for sentence in c.failures]
+        found += [f"{path} ran in torch, which was not expected: {self.fallbacks[path]}" for path in self.unexpected]
+        if self.levels is not None and self.levels > MOST_LEVELS:
+            found.append(f"the final image differs by {self.levels} of 255 levels; allowed is {MOST_LEVELS}")
+        return found
 
     def as_dict(self) -> dict:
         """Plain numbers, for JSON."""
         rows = [{**asdict(c), "passed": c.passed} for c in self.components]
-        return {"components": rows, "levels": self.levels, "fallbacks": self.fallbacks, "passed": self.passed}
+        return {
+            "components": rows, "levels": self.levels, "fallbacks": self.fallbacks, "passed": self.passed,
+            "failures": self.failures,
+        }  # fmt: skip
 
     def print(self, console: Console | None = None):
         """Print a table."""
         console = console or Console()
+        name = {"oneflow": "OneFlow"}.get(judged.name(), judged.name())
         table = Table(title="Error against float64, relative to the output")
-        for column in ("component", "torch RMS", "OneFlow RMS", "torch max", "OneFlow max", ""):
+        for column in ("component", "torch RMS", f"{name} RMS", "torch max", f"{name} max", ""):
             table.add_column(column, justify="left" if column in ("component", "") else "right")
         for c in self.components:
-            errors = (c.torch.rms, c.oneflow.rms, c.torch.maximum, c.oneflow.maximum)
+            errors = (c.torch.rms, c.ours.rms, c.torch.maximum, c.ours.maximum)
             table.add_row(c.path, *(f"{e:.1e}" for e in errors), "pass" if c.passed else "FAIL")
         console.print(table)
         for path, reason in self.fallbacks.items():
-            console.print(f"{path} ran in torch: {reason}", highlight=False, markup=False)
+            verdict = " (not expected): FAIL" if path in self.unexpected else ""
+            console.print(f"{path} ran in torch: {reason}{verdict}", highlight=False, markup=False)
         if self.levels is not None:
             verdict = "pass" if self.levels <= MOST_LEVELS else "FAIL"
             console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
@@ -107,53 +133,85 @@ def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = ""
     """
     path = path or type(module).__name__
     expected = _expected(module, args, kwargs, path)
-    compile(module, OneFlowConfig(fallback="error", progress=False))
+    pipe = judged.Alone(module)
+    judged.attach(pipe)
     try:
-        return _judge(module, args, kwargs, path, expected)
+        row = _judge(module, args, kwargs, path, expected)
+        reasons = "; ".join(judged.fallbacks(pipe).values())
     finally:
-        detach(module)
+        judged.detach(pipe)
+    if reasons and judged.name() == "oneflow":
+        raise Unsupported(path, reasons)
+    return row
 
 
-def pipeline(pipe, draw: Callable[[object], np.ndarray], fallbacks: Mapping[str, str] | None = None) -> Report:
+def pipeline(
+    pipe,
+    draw: Callable[[object], np.ndarray],
+    fallbacks: Mapping[str, str] | None = None,
+    change: Callable[[object], object] | None = None,
+) -> Report:
     """Compare each component of a pipeline on the inputs of its last call in a run, and the run's images.
 
     Args:
-        pipe: a pipeline on torch, on the CPU, in float32.
+        pipe: a pipeline on torch, on the CPU, in float32 or a half type.
         draw: runs the pipeline, seeded: pipe -> images, uint8, (n, h, w, 3).
-        fallbacks: components that have to run in torch -> a part of the reason; all others must not.
+        fallbacks: components that have to run in torch -> a part of the reason; all others must not. For OneFlow only:
+            of another backend nothing is expected.
+        change: alters the attached pipeline once it has drawn; what is compared is the altered one.
 
     Raises:
-        Unsupported: a component that is not in `fallbacks` cannot run on OneFlow.
         ValueError: one of `fallbacks` ran on OneFlow, or in torch for another reason.
     """
-    fallbacks = fallbacks or {}
+    fallbacks = (fallbacks or {}) if judged.name() == "oneflow" else {}
+    reference = pipe
+    if change is not None:
+        reference = copy.deepcopy(pipe)
+        change(reference)
+    calls, expected = _recorded(reference, draw, fallbacks)
+    found = models(reference)
+    exact = {path: _expected(found[path], *call, path) for path, call in calls.items()}
+    judged.attach(pipe)
+    try:
+        if change is not None:
+            _quietly(draw, pipe)
+            change(pipe)
+        found = models(pipe)
+        # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
+        rows = [_judge(found[path], *call, path, exact[path]) for path, call in calls.items()]
+        images = _quietly(draw, pipe)
+        ran = judged.fallbacks(pipe)
+        for path, part in fallbacks.items():
+            _demand(found[path], path, part, ran.get(path, ""))
+    finally:
+        judged.detach(pipe)
+    unexpected = tuple(path for path in ran if path not in fallbacks) if judged.name() == "oneflow" else ()
+    levels = int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max())
+    return Report(rows, levels, ran, unexpected, (expected, images))
+
+
+def _recorded(pipe, draw, fallbacks) -> tuple[dict[str, tuple], np.ndarray]:
+    """The last call of each component that is to be judged, in a run of the pipeline in torch, and its images."""
     calls: dict[str, tuple] = {}
-    judged = {path: module for path, module in models(pipe).items() if path not in fallbacks}
-    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judged.items()]
+    judgeable = {path: module for path, module in models(pipe).items() if path not in fallbacks}
+    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judgeable.items()]
     try:
         expected = draw(pipe)
-        if "vae.encoder" in judged and "vae.encoder" not in calls and _images(pipe.vae, expected):
+        if "vae.encoder" in judgeable and "vae.encoder" not in calls and _images(pipe.vae, expected):
             # Drawing from text alone does not call it: it gets the images.
             with torch.no_grad():
-                pipe.vae.encode(torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1)
+                pipe.vae.encode((torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1).to(pipe.vae.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-    found = models(pipe)
-    exact = {path: _expected(found[path], *call, path) for path, call in calls.items()}
-    pipe.to(backend="oneflow", backend_config=OneFlowConfig(fallback="error", progress=False))
-    for path in fallbacks:
-        attach(found[path], path, OneFlowConfig(progress=False))
-    try:
-        # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
-        rows = [_judge(found[path], *call, path, exact[path]) for path, call in calls.items()]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FallbackWarning)
-            images = draw(pipe)
-        ran = {path: _reason(found[path], path, part) for path, part in fallbacks.items()}
-    finally:
-        pipe.to(backend="torch")
-    return Report(rows, int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max()), ran)
+    return calls, expected
+
+
+def _quietly(function, *args, **kwargs):
+    """Call without warnings of fallbacks: the report has them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        return function(*args, **kwargs)
 
 
 def _images(vae, drawn: np.ndarray) -> bool:
@@ -163,13 +221,11 @@ def _images(vae, drawn: np.ndarray) -> bool:
     return drawn.ndim == 4 and drawn.shape[3] == getattr(vae.config, "in_channels", 3)
 
 
-def _reason(module, path: str, part: str) -> str:
-    """Why an attached module ran in torch, in all its calls; `part` has to be in it."""
+def _demand(module, path: str, part: str, reasons: str):
+    """See that an attached module ran in torch, in all its calls; `part` has to be in the reason."""
     dispatcher = dispatcher_of(module)
-    reasons = "; ".join(dispatcher.record.fallbacks)
-    if dispatcher.record.built or part not in reasons:
+    if part not in reasons or not reasons or (dispatcher is not None and dispatcher.record.built):
         raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
-    return reasons
 
 
 def error(result: list[torch.Tensor], reference: list[torch.Tensor]) -> Error:
@@ -225,7 +281,7 @@ def _judge(module, args, kwargs, path: str, expected) -> Component:
     """Run an attached module and compare."""
     single, exact = expected
     factor = FACTOR if all(t.dtype == torch.float32 for t in single) else HALF_FACTOR
-    return Component(path, error(single, exact), error(_floats(module(*args, **kwargs)), exact), factor)
+    return Component(path, error(single, exact), error(_floats(_quietly(module, *args, **kwargs)), exact), factor)
 
 
 def _floats(output) -> list[torch.Tensor]:

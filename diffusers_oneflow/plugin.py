@@ -9,6 +9,7 @@ their modules have run.
 import functools
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
 
 GROUP = "diffusers.backends"
@@ -16,12 +17,14 @@ _TARGETS = {
     "diffusers.pipelines.pipeline_utils": "DiffusionPipeline",
     "diffusers.modular_pipelines.modular_pipeline": "ModularPipeline",
 }
+# Module -> what else is done with it right after it has run (`mock_libraries`).
+after = {}
 
 
 def autoload():
     """Extend diffusers now where it is imported already, else when it will be. Never raises."""
     try:
-        for name in _TARGETS:
+        for name in {**_TARGETS, **after}:
             # A module that is being imported is in sys.modules without its class: the finder is too
             # late for it, so its loader is wrapped where it stands.
             if name in sys.modules:
@@ -36,7 +39,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds nothing itself; wraps the loader of the two modules."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _TARGETS:
+        if fullname not in _TARGETS and fullname not in after:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -65,8 +68,16 @@ class _Loader(importlib.abc.Loader):
 
 
 def _extend(module):
-    cls = getattr(module, _TARGETS[module.__name__], None)
-    if cls is None or hasattr(cls.to, "_takes_backend"):
+    if module.__name__ in _TARGETS:
+        _extend_to(getattr(module, _TARGETS[module.__name__], None))
+    # Once: a module may be seen both when it is found and when it has run.
+    if (extra := after.pop(module.__name__, None)) is not None:
+        extra(module)
+
+
+def _extend_to(cls):
+    # A diffusers that knows backends itself is left alone.
+    if cls is None or hasattr(cls.to, "_takes_backend") or "backend" in inspect.signature(cls.to).parameters:
         return
     original = cls.to
 

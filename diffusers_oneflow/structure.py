@@ -11,13 +11,13 @@ import types
 
 import torch
 
-from . import engine
+from . import engine, strengths
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 # Hooks with keywords and the like are listed in one of these two as well.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Neither shape the forward pass: gradient and state_dict machinery, and what this package stores.
-_IGNORED = frozenset((
+IGNORED = frozenset((
     *_TABLES, *_HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -38,12 +38,18 @@ class Structure:
         key: hashable; equal for equal structures.
         token: a small number in the place of the key, which takes a millisecond to hash.
         weights: qualified name -> parameter or buffer.
+        strengths: of LoRA adapters; their floats are no part of the key.
+        factor_known: whether `strengths` holds all that the `scale` of a call would change.
+        sorted: the strengths by group, set with the token.
+        wide: whether any weight is float64.
         refusal: why a module in this state must run in torch, or None.
     """
 
     def __init__(self, module: torch.nn.Module):
         self.refusal: str | None = None
         self.weights: dict[str, torch.Tensor] = {}
+        self.strengths: list[strengths.Strength] = []
+        self.factor_known = True
         self._dicts: list[dict] = []
         self._lists: list[list] = []
         self._alive: list = []  # objects known by identity must not be replaced by others at the same address
@@ -55,7 +61,8 @@ class Structure:
         tensors = self.weights.values()
         self.weights_key = tuple(t.data_ptr() for t in tensors)
         layouts = tuple((t.size(), t.stride()) for t in tensors)
-        self.token = -1  # set by `Interned`
+        self.wide = any(t.dtype == torch.float64 for t in tensors)
+        self.token, self.sorted = -1, None  # set by the dispatcher
         self.key = (self.key, tuple(self.weights), self.weights_key, layouts, tuple(t.forward for t in types))
         handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, tensors))
         self._watch = engine.native().StructureWatch(self._dicts, self._lists, modules, types, handles)
@@ -74,10 +81,20 @@ class Structure:
                 if value is not None:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
         self._refuse(name, module)
-        values = tuple((k, self._value(v, _DEPTH)) for k, v in attributes.items() if k not in _IGNORED)
+        values = tuple((k, self._value(v, _DEPTH)) for k, v in self._fixed(name, module).items() if k not in IGNORED)
         tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
+
+    def _fixed(self, name: str, module: torch.nn.Module) -> dict:
+        """The attributes of a module that a graph depends on, with None for strengths of adapters, which are its inputs."""
+        attributes, found = fixed(name, module)
+        if found is None:
+            self.factor_known = self.factor_known and not strengths.is_adapted(module)
+        else:
+            self.strengths += found
+            self._dicts.append(module.scaling)
+        return attributes
 
     def _refuse(self, name: str, module: torch.nn.Module):
         label = f"{name or 'the model'} ({type(module).__name__})"
@@ -86,7 +103,7 @@ class Structure:
         traceable = _TRACEABLE_WITHIN if name else _TRACEABLE_HOOKS
         if any(getattr(hook, "__module__", None) not in traceable for hook in hooks):
             self.refusal = self.refusal or f"{label} has forward hooks, whose Python code must run in every call"
-        elif "forward" in attributes:
+        elif "forward" in attributes and not _own_forward(module):
             self.refusal = self.refusal or f"{label} has a forward of its own (a hook of accelerate or diffusers, or a patch)"
         elif name and attributes.get("_compiled_call_impl") is not None and "_oneflow_dispatcher" not in attributes:
             self.refusal = self.refusal or f"{label} was compiled by torch.compile"
@@ -121,6 +138,22 @@ class Structure:
     def _identity(self, value) -> int:
         self._alive.append(value)
         return id(value)
+
+
+def fixed(name: str, module: torch.nn.Module) -> tuple[dict, list[strengths.Strength] | None]:
+    """``(attributes, strengths)`` of a module: the former with None for strengths that are floats; the latter may be None."""
+    attributes, found = module.__dict__, strengths.found(name, module)
+    if _own_forward(module):
+        attributes = {k: v for k, v in attributes.items() if k != "forward"}
+    if found is not None:
+        attributes = {**attributes, "scaling": {s.adapter: None if type(s.value) is float else s.value for s in found}}
+    return attributes, found
+
+
+def _own_forward(module: torch.nn.Module) -> bool:
+    """Whether a module has its class's `forward` as an attribute, which is what removed hooks leave there."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, types.MethodType) and forward.__self__ is module and forward.__func__ is type(module).forward
 
 
 class Interned:

@@ -12,8 +12,8 @@ from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.parity import component
 
 
-def program_of(module, *tensors):
-    flat = signature.flatten((tensors, {}), open_numbers=True)
+def program_of(module, *tensors, **options):
+    flat = signature.flatten((tensors, options), open_numbers=True)
 
     def rebuild(given):
         return signature.rebuild_call(flat.spec, given)
@@ -108,6 +108,25 @@ def test_a_module_that_keeps_count_is_refused():
         program_of(Counting(), torch.ones(2))
 
 
+@pytest.mark.parametrize("keep", [lambda m: m.seen.append(1), lambda m: m.options.update(n=2), lambda m: m.object.seen.append(1)])
+def test_a_module_that_writes_into_what_it_holds_is_refused(keep):
+    class Holder:
+        def __init__(self):
+            self.seen = []
+
+    class Keeping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.options, self.object = [], {"n": 1}, Holder()
+
+        def forward(self, x):
+            keep(self)
+            return x + 1
+
+    with pytest.raises(Unsupported, match="stateful module"):
+        program_of(Keeping(), torch.ones(2))
+
+
 def test_a_filled_diagonal_of_a_part_is_captured():
     """The mask of perturbed attention in Stable Diffusion 3: torch cannot make its own op functional here."""
 
@@ -167,15 +186,61 @@ def test_a_module_that_keeps_what_it_computes_is_refused():
     """Also where it has kept a tensor before, of which a graph would leave the old one."""
     for module in (Keeping(lambda y: y), Keeping(lambda y: [y.sum()])):
         for _ in range(2):
-            with pytest.raises(Unsupported, match="forward changes an attribute of"):
+            with pytest.raises(Unsupported, match="forward changes place"):
                 program_of(module, torch.randn(2, 4))
             module(torch.randn(2, 4))
 
 
 @torch.no_grad()
 def test_a_module_that_fills_a_table_is_no_such_thing():
-    """Z-Image's rotary frequencies."""
+    """Z-Image's rotary frequencies: what is made without the inputs, every call would make again."""
     program_of(Keeping(lambda y: torch.arange(4).float().cos()), torch.randn(2, 4))
+    program_of(Keeping(lambda y: [torch.arange(4), torch.ones(2)]), torch.randn(2, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [lambda y: 1, lambda y: [], lambda y: [torch.arange(4), 1], lambda y: Keeping.Place()])
+def test_a_module_that_keeps_something_else_is_refused(keep):
+    with pytest.raises(Unsupported, match="forward changes place"):
+        program_of(Keeping(keep), torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_a_tensor_that_is_changed_where_it_stands_is_a_state():
+    class Adding(Keeping):
+        def forward(self, x):
+            return self.place.value.add_(x)
+
+    module = Adding(None)
+    module.place.value = torch.zeros(2, 4)
+    with pytest.raises(RuntimeError, match="is mutated in the forward method"):
+        program_of(module, torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_a_tensor_that_is_made_of_the_one_before_is_a_state():
+    class Counting(Keeping):
+        def forward(self, x):
+            self.place.value = self.place.value + 1
+            return x * 2
+
+    module = Counting(None)
+    module.place.value = torch.zeros(2)
+    with pytest.raises(Unsupported, match="forward changes place"):
+        program_of(module, torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_hidden_states_are_captured_once():
+    """Also after a first call in torch, in which transformers puts its hooks into the inner one of two models."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
+    for calls in range(2):
+        model = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=9, projection_dim=8, **sizes)).eval()
+        for _ in range(calls):
+            model(torch.ones(1, 4, dtype=torch.long), output_hidden_states=True)
+        assert len(program_of(model, torch.ones(1, 4, dtype=torch.long), output_hidden_states=True).outputs) == 5
 
 
 @torch.no_grad()

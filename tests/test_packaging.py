@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -117,9 +118,11 @@ def test_a_python_that_was_named_and_does_not_fit_is_an_error(tmp_path):
     assert "/no/such/python" in found.stderr
 
 
-@pytest.mark.parametrize(("changed", "runs"), [(None, False), ("requirements.lock", True), ("setup.py", True)])
+@pytest.mark.parametrize(
+    ("changed", "runs"), [(None, False), ("requirements.lock", True), ("setup.py", True), ("diffusers_oneflow_mock.pth", True)]
+)
 def test_setup_runs_again_only_when_something_changed(tmp_path, changed, runs):
-    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py"):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py", "diffusers_oneflow_mock.pth"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         os.utime(tmp_path / name, (1_000_000, 1_000_000))
     script(tmp_path / ".venv/bin/python", "exit 0")
@@ -150,7 +153,7 @@ def test_the_source_archive_holds_every_file_of_the_package(tmp_path):
         held = {name.partition("/")[2] for name in opened.getnames()}
     package = {name for name in tracked.stdout.splitlines() if name.startswith("diffusers_oneflow/") and (ROOT / name).is_file()}
     assert len(package) > 50
-    assert package <= held, sorted(package - held)
+    assert {*package, "diffusers_oneflow_mock.pth"} <= held, sorted(package - held)
 
 
 def test_installed_metadata_announces_the_entry_points():
@@ -159,3 +162,25 @@ def test_installed_metadata_announces_the_entry_points():
         ("console_scripts", "diffusers-oneflow"), ("torch.backends", "diffusers_oneflow"),
         ("torch_dynamo_backends", "oneflow"), ("diffusers.backends", "oneflow"),
     } <= points  # fmt: skip
+
+
+# Without the native parts, which take minutes.
+SETUP = """
+import setuptools
+stock = setuptools.setup
+setuptools.setup = lambda **options: stock(**{**options, "ext_modules": []})
+exec(open("setup.py").read())
+"""
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "editable_wheel"])
+def test_the_hook_of_mock_torch_goes_beside_the_packages(tmp_path, command):
+    """Into the root of wheels, which becomes site-packages; that of ``pip install -e`` too."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "diffusers_oneflow_mock.pth"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "diffusers_oneflow").mkdir()
+    (tmp_path / "diffusers_oneflow/__init__.py").write_text('__version__ = "0.1.0"\n')
+    subprocess.run([sys.executable, "-c", SETUP, "-q", command, "-d", "dist"], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        assert packed.read("diffusers_oneflow_mock.pth") == (ROOT / "diffusers_oneflow_mock.pth").read_bytes()

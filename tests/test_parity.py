@@ -100,3 +100,34 @@ def test_the_demo_pipeline_passes_as_a_whole(demo_pipe, monkeypatch):
     assert report.passed, report.as_dict()
     assert len(captured) == 4  # each component's graph was built once, for its own comparison and for the image
     assert not OneFlowBackend.is_attached(demo_pipe)
+
+
+def test_a_component_that_runs_in_torch_fails_unless_it_is_expected_to(pipe, draw):
+    """As it does with a hook, whose Python code has to run."""
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: None)
+
+    def images(pipe):
+        return (draw(pipe)[None] * 255).round().astype(np.uint8)
+
+    report = parity.pipeline(pipe, images)
+    assert report.unexpected == ("unet",) and all(c.passed for c in report.components) and not report.passed
+    assert report.failures[0].startswith("unet ran in torch, which was not expected: conv_in (Conv2d) has forward hooks")
+    report = parity.pipeline(pipe, images, {"unet": "forward hooks"})
+    assert report.passed and set(report.fallbacks) == {"unet"}
+    assert {c.path for c in report.components} == {"text_encoder", "vae.encoder", "vae.decoder"}
+    with pytest.raises(ValueError, match="was expected to run in torch"):
+        parity.pipeline(pipe, images, {"vae.decoder": "forward hooks"})
+
+
+def test_a_change_of_the_attached_pipeline_is_what_is_compared(pipe, draw):
+    def images(pipe):
+        return (draw(pipe)[None] * 255).round().astype(np.uint8)
+
+    def change(pipe):
+        pipe.unet.conv_out.bias.data = torch.full_like(pipe.unet.conv_out.bias, 3.0)
+
+    before = images(pipe)
+    report = parity.pipeline(pipe, images, change=change)
+    assert report.passed, report.failures
+    by_torch, ours = report.drawn
+    assert np.abs(by_torch.astype(int) - before).max() > 1 and np.abs(ours.astype(int) - by_torch).max() <= 1

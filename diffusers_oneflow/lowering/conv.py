@@ -3,7 +3,7 @@
 from .kernels import checked as _C
 from .padding import pad
 from .registry import lowering
-from .shape import reshaped
+from .shape import cat, reshaped, slice_
 
 _CONV = {1: _C.conv1d, 2: _C.conv2d, 3: _C.conv3d}
 _DECONV = {1: _C.deconv1d, 2: _C.deconv2d, 3: _C.deconv3d}
@@ -75,3 +75,31 @@ def avg_pool2d(self, kernel_size, stride=(), padding=0, ceil_mode=False, count_i
         count_include_pad, divisor_override or 0, "channels_first",
     )  # fmt: skip
     return reshaped(out, out.shape[1:]) if self.ndim == 3 else out
+
+
+@lowering("aten.max_pool2d.default")
+def max_pool2d(self, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
+    kernel_size = _sizes(kernel_size, 2)
+    x = reshaped(self, [1, *self.shape]) if self.ndim == 3 else self
+    out, _ = _C.max_pool2d(
+        x, kernel_size, stride=_sizes(stride, 2) if stride else kernel_size, padding=_sizes(padding, 2),
+        dilation=_sizes(dilation, 2), return_indices=True, ceil_mode=ceil_mode, data_format="channels_first",
+    )  # fmt: skip
+    return reshaped(out, out.shape[1:]) if self.ndim == 3 else out
+
+
+@lowering("aten.adaptive_avg_pool2d.default")
+def adaptive_avg_pool2d(self, output_size):
+    # The windows are rectangles, so their means are means along one side of means along the other.
+    for dim, count in zip((self.ndim - 1, self.ndim - 2), reversed(_sizes(output_size, 2))):
+        self = _means(self, dim, count)
+    return self
+
+
+def _means(x, dim: int, count: int):
+    """The means of `count` windows along a dimension; they overlap where it is no multiple of `count`."""
+    size = x.shape[dim]
+    if size % count == 0:
+        return _C.reduce_mean(reshaped(x, [*x.shape[:dim], count, size // count, *x.shape[dim + 1 :]]), [dim + 1], False)
+    windows = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    return cat([_C.reduce_mean(slice_(x, dim, start, end), [dim], True) for start, end in windows], dim)

@@ -39,6 +39,7 @@ _DTYPES = {
     # Products, convolutions, images.
     **dict.fromkeys(
         ("matmul", "bias_add", "conv1d", "conv2d", "conv3d", "deconv1d", "deconv2d", "deconv3d", "avg_pool2d",
+         "max_pool2d",
          "upsample_nearest_2d", "upsample_bilinear_2d", "upsample_bicubic_2d"), _FLOAT),
     # Data that only moves, or is made.
     **dict.fromkeys(("reshape", "permute", "slice", "broadcast_to", "concat", "cast", "constant"), _MOVED),
@@ -73,7 +74,7 @@ def _checked(name, function, dtypes, dimensions):
                 if isinstance(tensor, flow.Tensor):
                     check(tensor, dtypes)
         made = function(*args, **kwargs)
-        check(made, _MOVED)
+        check(made if isinstance(made, flow.Tensor) else made[0], _MOVED)
         return made
 
     def check(tensor, dtypes):

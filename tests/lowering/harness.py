@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import itertools
 import operator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.kernels.weights import WeightStore
 from diffusers_oneflow.passes.quick_gelu import quick_gelu
 
-# The ops that tests are parametrised with.
+# The ops that tests are parametrised with, and the tests of each.
 covered: set[str] = set()
+tests: dict[str, list[Callable]] = {}
 
 # float32 may be 1.5 times as wrong as torch's float32; the floors are relative to the output's scale.
 SLACK = 1.5
@@ -37,6 +40,9 @@ def for_ops(*names: str):
     covered.update(names)
 
     def decorate(test):
+        for name in names:
+            tests.setdefault(name, []).append(test)
+
         @functools.wraps(test)
         def collected(*args, op, **kwargs):
             _cases.clear()
@@ -47,6 +53,17 @@ def for_ops(*names: str):
         return pytest.mark.parametrize("op", names)(collected)
 
     return decorate
+
+
+def calls(op: str) -> Iterator[list["Case"]]:
+    """The calls that the tests of `op` compare, those of each test together."""
+    for test in tests[op]:
+        varied = [mark.args for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+        for values in itertools.product(*(values for _, values in varied)):
+            _cases.clear()
+            torch.manual_seed(0)
+            test(op=op, **dict(zip((name for name, _ in varied), values)))
+            yield list(_cases)
 
 
 def check(op: str, *args, **kwargs):
@@ -107,6 +124,11 @@ class Case:
         with _default_dtype(torch.float64):
             made = _target(self.op)(*args, **kwargs)
         return [made] if isinstance(made, torch.Tensor) else list(made)
+
+    @property
+    def target(self) -> Callable:
+        """The op as torch calls it."""
+        return _target(self.op)
 
     @contextlib.contextmanager
     def named(self):

@@ -76,6 +76,21 @@ def test_average_pooling(op, x, kernel, stride, padding, ceil, include, divisor)
     check(op, x[0], kernel)
 
 
+@for_ops("max_pool2d")
+@given(x=tensors([2, 3, 7, 8], FLOAT), kernel=st.sampled_from([[2], [2, 2], [3, 2]]), stride=st.sampled_from([[], [1], [2, 3]]),
+       padding=st.integers(0, 1), dilation=st.integers(1, 2), ceil=st.booleans())  # fmt: skip
+def test_max_pooling(op, x, kernel, stride, padding, dilation, ceil):
+    check(op, x, kernel, stride, padding, dilation, ceil)
+    check(op, x[0], kernel)
+
+
+@for_ops("adaptive_avg_pool2d")
+@given(x=tensors([2, 3, 7, 8], FLOAT), size=st.lists(st.integers(1, 9), min_size=2, max_size=2))
+def test_adaptive_average_pooling(op, x, size):
+    check(op, x, size)
+    check(op, x[0], size)
+
+
 def test_what_is_refused():
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     assert "no CPU kernel" in refusal("aten.conv2d.default", x.half(), weight.half())

@@ -234,15 +234,20 @@ def tensors_of(output) -> list[torch.Tensor]:
     return signature.flatten(output).tensors
 
 
+@torch.no_grad()
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` without layers that start as zeros: they would hide all that comes before them."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_model_gives_what_torch_gives(kind):
     model, args, kwargs = KINDS[kind]()
-    model.eval()
-    for parameter in model.parameters():
-        # Some layers start as zeros and would hide all that comes before them.
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
+    filled(model.eval())
     by_torch = tensors_of(model(*args, **kwargs))
     exact = model_in_float64(model, args, kwargs)
     diffusers_oneflow.compile(model, OneFlowConfig(fallback="error"))

@@ -1,0 +1,25 @@
+"""All cases: importing this fills the registry."""
+
+from . import (  # noqa: F401
+    audio,
+    autoencoders,
+    cascade,
+    controlnet,
+    demo,
+    flux,
+    full,
+    ip_adapter,
+    kandinsky,
+    newer,
+    ops,
+    pag,
+    pixart_sana_etc,
+    qwen,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    tiny,
+    unconditional,
+    video,
+    video_transformers,
+)

@@ -1,0 +1,150 @@
+"""Single ops: one case for every lowering, made of the calls that its tests in tests/lowering/ compare.
+
+Those tests draw shapes, strides, dtypes and broadcasting at random, the same ones in every run, and add sizes and values at
+the edge. OneFlow's graphs hold the op itself, once with OneFlow's own kernels and once with the pack's where it has one;
+another backend is given a model that makes the same calls.
+"""
+
+import functools
+import importlib
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from diffusers_oneflow import engine, judged
+from diffusers_oneflow.parity import FACTOR, FLOOR, Component, Error, Report, error
+
+from .registry import Case, add
+
+# Integers, and float64 against itself, are compared with torch's own result: only rounding of the last bits is allowed.
+FLOORS = {torch.float32: FLOOR, torch.float64: 1e-13}
+
+
+def run(op: str) -> Report:
+    """Compare every call; of each kind of kernel and dtype, the report has the call that comes out worst."""
+    from tests.lowering import harness
+
+    worst: dict[str, Component] = {}
+    for calls in harness.calls(op):
+        for kernels, results in _results(op, calls):
+            for call, result in zip(calls, results):
+                exact = call.exact()
+                if len(result) != len(call.expected):
+                    raise ValueError(f"{op} gives {len(result)} outputs; torch gives {len(call.expected)}")
+                for values in zip(result, call.expected, exact):
+                    row = judge(f"{op} {kernels}", *values)
+                    known = worst.get(row.path)
+                    if known is None or _excess(row) > _excess(known):
+                        worst[row.path] = row
+    return Report([worst[path] for path in sorted(worst)])
+
+
+def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor) -> Component:
+    """One output: where torch's is not finite the other has to be equal, elsewhere errors are measured in float64.
+
+    Raises:
+        ValueError: shape or dtype differ from torch's.
+    """
+    if (result.shape, result.dtype) != (by_torch.shape, by_torch.dtype):
+        raise ValueError(f"{name} gives {result.dtype} {tuple(result.shape)}, torch {by_torch.dtype} {tuple(by_torch.shape)}")
+    path = f"{name} {str(by_torch.dtype).removeprefix('torch.')}"
+    if not by_torch.dtype.is_floating_point:
+        return Component(path, Error(0.0, 0.0), _distance(result, by_torch), FACTOR, 0.0)
+    finite = by_torch.isfinite()
+    if not torch.equal(result[~finite].nan_to_num(12.0), by_torch[~finite].nan_to_num(12.0)):
+        return Component(path, Error(0.0, 0.0), Error(float("inf"), float("inf")))
+    errors = [_distance(t[finite], exact[finite]) for t in (by_torch, result)]
+    return Component(path, *errors, FACTOR, FLOORS.get(by_torch.dtype, FLOOR))
+
+
+def _distance(result: torch.Tensor, reference: torch.Tensor) -> Error:
+    return error([result], [reference]) if result.numel() else Error(0.0, 0.0)
+
+
+def _excess(row: Component) -> float:
+    """How much of what is allowed the error takes."""
+    shares = []
+    for theirs, ours in ((row.torch.rms, row.ours.rms), (row.torch.maximum, row.ours.maximum)):
+        allowed = max(row.factor * theirs, row.floor)
+        shares.append(ours / allowed if allowed else float("inf") if ours else 0.0)
+    return max(shares)
+
+
+def _results(op: str, calls: list):
+    """``(kind of kernels, the outputs of each call)``, all calls in one graph."""
+    from diffusers_oneflow import kernels
+    from diffusers_oneflow.kernels import loader
+    from tests.lowering import harness
+
+    if judged.name() != "oneflow":
+        yield judged.name(), _by_backend(calls)
+        return
+    yield "(OneFlow)", harness.run(calls)
+    if not loader.refusal() and kernels.find(op)[0] is not None:
+        yield "(pack)", harness.run(calls, native=True)
+
+
+@torch.no_grad()
+def _by_backend(calls: list) -> list[list[torch.Tensor]]:
+    model = Calls(calls).eval()
+    pipe = judged.Alone(model)
+    judged.attach(pipe)
+    try:
+        return pipe.model(*model.inputs)
+    finally:
+        judged.detach(pipe)
+
+
+class Calls(torch.nn.Module):
+    """Independent calls of ops as one model: tensors are its inputs, what graphs keep its parameters."""
+
+    def __init__(self, calls: list):
+        super().__init__()
+        from tests.lowering import harness
+
+        self.inputs: list[torch.Tensor] = []
+        self._calls = []
+        for call in calls:
+            leaves, spec = tree_flatten((call.args, call.kwargs))
+            places = []
+            for leaf in leaves:
+                if isinstance(leaf, harness.Weight):
+                    name = f"weight{len(self._parameters)}"
+                    self.register_parameter(name, torch.nn.Parameter(leaf.tensor, requires_grad=False))
+                    places.append(("weight", name))
+                elif isinstance(leaf, torch.Tensor):
+                    places.append(("input", len(self.inputs)))
+                    self.inputs.append(leaf)
+                else:
+                    places.append(("value", leaf))
+            self._calls.append((call, places, spec))
+
+    def forward(self, *inputs):
+        made = []
+        for call, places, spec in self._calls:
+            given = {"weight": lambda name: getattr(self, name), "input": lambda i: inputs[i], "value": lambda v: v}
+            args, kwargs = tree_unflatten([given[kind](key) for kind, key in places], spec)
+            result = call.target(*args, **kwargs)
+            made.append([result] if isinstance(result, torch.Tensor) else list(result))
+        return made
+
+
+def register():
+    """Make cases of all lowerings; where OneFlow is not installed their tests cannot be imported, and there are none."""
+    if engine.refusal():
+        return
+    engine.load()
+    import tests.conftest  # noqa: F401  (hypothesis draws the same examples in every run)
+    from diffusers_oneflow import lowering
+    from tests.lowering import harness
+
+    for path in sorted((Path(__file__).parents[1] / "tests/lowering").glob("test_*.py")):
+        importlib.import_module(f"tests.lowering.{path.stem}")
+    for op in lowering.lowered_ops():
+        if op not in harness.tests:  # aten.empty and its like: what they hold is undefined
+            continue
+        add(Case(op, "every call of its tests", functools.partial(run, op), level="ops"))
+
+
+register()

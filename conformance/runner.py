@@ -1,0 +1,114 @@
+"""Runs cases, each shielded from the others: one that raises fails, and so does one that ends its process."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from rich.console import Console
+
+from diffusers_oneflow import judged
+
+from .registry import CASES, Case
+from .results import Result, of_error, of_report
+
+# A worker that has grown beyond this, in bytes, is replaced: OneFlow keeps a little of every graph.
+_LARGE = 3 << 30
+
+
+def run(case: Case, console: Console) -> Result:
+    """Run a case in this process, print its numbers and free its memory."""
+    console.rule(case.name)
+    start = time.process_time()
+    try:
+        report = case.run()
+        report.print(console)
+        for sentence in report.failures:
+            console.print(sentence, markup=False, highlight=False)
+        result = of_report(case, report, time.process_time() - start)
+        del report
+    except Exception as error:  # one broken case must not hide the others
+        message = f"{type(error).__name__}: {error}"
+        console.print(f"{case.name}: {message}", markup=False, highlight=False)
+        result = of_error(case, message, time.process_time() - start)
+    gc.collect()
+    return result
+
+
+def run_all(cases: Iterable[Case], console: Console, isolated: bool, done: Callable[[Result], None] = lambda r: None) -> list:
+    """The results of `cases`, in order.
+
+    Args:
+        isolated: in a process of their own, which is started anew where a case ends it.
+        done: is told each result at once.
+    """
+    results = []
+    worker = None
+    for case in cases:
+        if isolated:
+            worker = worker or Worker()
+            result = worker.run(case)
+            worker = worker if worker.fit else worker.stop()
+        else:
+            result = run(case, console)
+        results.append(result)
+        done(result)
+    if worker is not None:
+        worker.stop()
+    return results
+
+
+class Worker:
+    """A process that runs one case after the other; what it prints goes to this one's stdout."""
+
+    def __init__(self):
+        mine, theirs = os.pipe()
+        command = [sys.executable, "-m", f"{__package__}.runner", str(theirs), judged.name()]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
+        os.close(theirs)
+        self._answers = os.fdopen(mine)
+        self.fit = True
+
+    def run(self, case: Case) -> Result:
+        """The result of a case; that it failed, if it ended the process."""
+        try:
+            self._process.stdin.write(case.name + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the empty answer says it
+        answer = self._answers.readline()
+        if not answer:
+            self.fit = False
+            return of_error(case, f"the process ended with exit code {self._process.wait()}", 0.0)
+        read = json.loads(answer)
+        self.fit = read.pop("fit")
+        return Result(**read)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._answers.close()
+
+
+def serve(answers, backend: str):
+    """What a worker does: names of cases come in on stdin, results go out as lines of JSON."""
+    import psutil
+
+    console = Console()
+    with judged.judging(backend):
+        for line in sys.stdin:
+            result = run(CASES[line.strip()], console)
+            row = {k: v for k, v in result.as_dict().items() if k != "passed"}
+            fit = psutil.Process().memory_info().rss < _LARGE
+            print(json.dumps({**row, "fit": fit}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    from . import cases  # noqa: F401
+    from .runner import serve as _serve  # this module under its own name, as everything else knows it
+
+    _serve(os.fdopen(int(sys.argv[1]), "w"), sys.argv[2])

@@ -1,0 +1,345 @@
+"""Values across the border between a script that speaks OneFlow and libraries that speak torch.
+
+`inward` turns OneFlow's tensors, dtypes, devices, sizes and generators into torch's, `outward` the first
+four back, in lists, tuples, dicts and model outputs too. Tensors keep their memory (dlpack), except those of
+types that dlpack has not (bool). `crossing` puts both around one function. What needs no translation comes
+back as the object that it was.
+
+Gradients do not cross: tensors arrive detached.
+"""
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import functools
+import inspect
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from . import engine
+
+# OneFlow has no other tensors; int16, complex and float8 of torch have no counterpart.
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
+
+
+# What OneFlow's default generator starts from, as torch's.
+_UNSEEDED = 67280421310721
+
+
+@functools.cache
+def _to_torch() -> dict:
+    flow = engine.flow()
+    return {getattr(flow, name): getattr(torch, name) for name in _DTYPES}
+
+
+@functools.cache
+def _to_flow() -> dict:
+    return {theirs: ours for ours, theirs in _to_torch().items()}
+
+
+def inward(value):
+    """`value` with torch's objects in place of OneFlow's; itself if there are none.
+
+    Raises:
+        TypeError: a OneFlow tensor is spread over several processes (global).
+    """
+    flow = engine.flow()
+    if isinstance(value, flow.Tensor):
+        return _tensor_inward(value)
+    if isinstance(value, flow.dtype):
+        return _to_torch().get(value, value)
+    if isinstance(value, flow.device):
+        return torch.device(value.type, value.index) if value.type != "cpu" else torch.device("cpu")
+    if isinstance(value, flow._oneflow_internal.Generator):
+        return _twin(value)
+    if isinstance(value, flow.Size):
+        return torch.Size(value)
+    return _rebuilt(value, inward)
+
+
+def outward(value):
+    """`value` with OneFlow's tensors, dtypes and devices in place of torch's; itself if there are none.
+
+    Raises:
+        TypeError: OneFlow has no tensor of that type (complex, int16, float8, sparse, quantized).
+    """
+    if isinstance(value, torch.Tensor):
+        return _tensor_outward(value)
+    if isinstance(value, torch.dtype):
+        return _to_flow().get(value, value)
+    if isinstance(value, torch.device):
+        return engine.flow().device(str(value)) if value.type in ("cpu", "cuda") else value
+    return _rebuilt(value, outward)
+
+
+def _rebuilt(value, translate: Callable):
+    """A list, tuple, dict or model output of translated values; the same object if nothing changed."""
+    if isinstance(value, list | tuple):
+        made = [translate(v) for v in value]
+        if all(a is b for a, b in zip(made, value)):
+            return value
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if isinstance(value, dict | collections.UserDict):
+        made = {k: translate(v) for k, v in value.items()}
+        if all(v is value[k] for k, v in made.items()):
+            return value
+        if dataclasses.is_dataclass(value):  # the outputs of models and pipelines, attributes and items at once
+            output = copy.copy(value)
+            for key, item in made.items():
+                output[key] = item
+            return output
+        if isinstance(value, collections.UserDict):  # what tokenizers and image processors return
+            same = copy.copy(value)
+            same.data = made
+            return same
+        return type(value)(made)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made = {f.name: translate(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        changed = {k: v for k, v in made.items() if v is not getattr(value, k)}
+        return dataclasses.replace(value, **changed) if changed else value
+    return value
+
+
+def _tensor_inward(tensor) -> torch.Tensor:
+    flow = engine.flow()
+    if tensor.is_global:
+        raise TypeError(f"a global OneFlow tensor of shape {tuple(tensor.shape)} cannot be given to torch: call .to_local()")
+    tensor = tensor.detach()
+    if tensor.dtype == flow.bool:
+        return torch.from_dlpack(flow.to_dlpack(tensor.to(flow.uint8))).bool()
+    return torch.from_dlpack(flow.to_dlpack(tensor))
+
+
+def _tensor_outward(tensor: torch.Tensor):
+    flow = engine.flow()
+    if tensor.dtype not in _to_flow() or tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError(
+            f"OneFlow has no tensors of {tensor.dtype} and {tensor.layout}: convert this output before it is returned"
+        )
+    tensor = tensor.detach().resolve_neg()
+    if tensor.numel() == 0:
+        return flow.empty(*tensor.shape, dtype=_to_flow()[tensor.dtype])
+    if tensor.dtype == torch.bool:
+        return flow.from_dlpack(torch.to_dlpack(tensor.to(torch.uint8))).to(flow.bool)
+    # OneFlow reads past the end of an expanded tensor.
+    return flow.from_dlpack(torch.to_dlpack(tensor if 0 not in tensor.stride() else tensor.contiguous()))
+
+
+# OneFlow generator -> its state when last seen, and the torch generator that draws in its place.
+_twins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _twin(generator) -> torch.Generator:
+    """The torch generator that goes on where a OneFlow generator stands.
+
+    Fresh from its seed, it draws what torch draws from that seed. Seeding it again starts anew; numbers that
+    OneFlow itself drew in between lead to another stream.
+    """
+    state = generator.get_state().numpy().tobytes()
+    known = _twins.get(generator)
+    if known is not None and known[0] == state:
+        return known[1]
+    # Made without a device it is "auto" and draws anywhere; torch's are then for the CPU, which pipelines on a GPU take too.
+    device = torch.device("cpu") if generator.device.type == "auto" else inward(generator.device)
+    seed = generator.initial_seed()
+    if not _is_fresh(generator, state):
+        import hashlib
+
+        seed = int.from_bytes(hashlib.sha256(state).digest()[:8], "little")
+    twin = torch.Generator(device).manual_seed(seed)
+    _twins[generator] = (state, twin)
+    return twin
+
+
+def _is_fresh(generator, state: bytes) -> bool:
+    flow = engine.flow()
+    fresh = flow.Generator("auto" if generator.device.type == "auto" else str(generator.device))
+    fresh.manual_seed(generator.initial_seed())
+    if fresh.get_state().numpy().tobytes() == state:
+        return True
+    if generator.device.type != "auto":
+        return False
+    # The state of an "auto" generator grows by a device's part when it first draws there.
+    flow.rand(1, generator=fresh)
+    fresh.manual_seed(generator.initial_seed())
+    return fresh.get_state().numpy().tobytes() == state
+
+
+def speaks_oneflow(names: dict) -> bool:
+    """True for the globals of a module in which `torch` is OneFlow: by ``import oneflow as torch``, or under mock torch."""
+    spoken = names.get("torch")
+    if spoken is not None and spoken is sys.modules.get("oneflow"):
+        return True
+    mock = sys.modules.get("diffusers_oneflow.mock")
+    return mock is not None and mock.is_script(names)
+
+
+def crossing(function: Callable) -> Callable:
+    """`function` of a library that speaks torch, for callers of both kinds.
+
+    The result is OneFlow's if any OneFlow tensor or generator came in, or the caller speaks OneFlow; else, for a
+    caller that speaks torch, nothing is changed.
+    """
+
+    @functools.wraps(function)
+    def crossed(*args, **kwargs):
+        given, named = inward(args), inward(kwargs)
+        speaks = speaks_oneflow(sys._getframe(1).f_globals)
+        if not speaks and given is args and named is kwargs:
+            return function(*args, **kwargs)
+        back = speaks or _has_flow(args) or _has_flow(kwargs)
+        if back:
+            named = {k: _callback(v) if k.startswith("callback") and callable(v) else v for k, v in named.items()}
+        with _modes():
+            result = function(*given, **named)
+        return outward(result) if back else result
+
+    crossed._crosses = True
+    return crossed
+
+
+def _has_flow(value) -> bool:
+    """Whether a OneFlow tensor or generator is among the arguments; a dtype or device alone asks for no OneFlow results."""
+    flow = engine.flow()
+    if isinstance(value, list | tuple):
+        return any(map(_has_flow, value))
+    if isinstance(value, dict | collections.UserDict):
+        return any(map(_has_flow, value.values()))
+    return isinstance(value, flow.Tensor | flow._oneflow_internal.Generator)
+
+
+def _callback(function: Callable) -> Callable:
+    """A function of the script, called back by a pipeline: what it gets is OneFlow's, what it returns becomes torch's."""
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        return inward(function(*outward(args), **outward(kwargs)))
+
+    return called
+
+
+@contextlib.contextmanager
+def _modes():
+    """OneFlow's modes as torch's while a library runs; OneFlow's own autocast is off in it: graphs have their dtypes."""
+    flow = engine.flow()
+    with contextlib.ExitStack() as stack:
+        if not flow.is_grad_enabled():
+            stack.enter_context(torch.no_grad())
+        if flow.is_autocast_enabled():
+            off = flow._oneflow_internal.AutoCastMode("cuda", flow.float16, False, True)
+            stack.callback(lambda held: None, off)
+        yield
+
+
+def namespace(cls: type, inherited: bool) -> dict:
+    """The public methods of `cls` as crossings, and its `device` and `dtype` as the caller speaks of them.
+
+    Args:
+        inherited: with those of its bases, for a subclass; else only its own, to be set on itself.
+    """
+    names = dir(cls) if inherited else list(cls.__dict__)
+    made = {}
+    for name in names:
+        if name.startswith("_") and name != "__call__":
+            continue
+        static = inspect.getattr_static(cls, name)
+        if isinstance(static, classmethod | staticmethod):
+            if not hasattr(static.__func__, "_crosses"):
+                made[name] = type(static)(crossing(static.__func__))
+        elif isinstance(static, property):
+            if name in ("device", "dtype"):
+                made[name] = _spoken(static)
+        elif inspect.isfunction(static) and not hasattr(static, "_crosses"):
+            made[name] = crossing(static)
+    return made
+
+
+def _spoken(original: property) -> property:
+    def read(self):
+        value = original.fget(self)
+        return outward(value) if speaks_oneflow(sys._getframe(1).f_globals) else value
+
+    return property(read, original.fset, original.fdel, original.__doc__)
+
+
+@functools.cache
+def install():
+    """Let OneFlow's autocast, seeds and generators act on torch as well. Called once, when a border is first needed."""
+    flow = engine.flow()
+    if (seed := flow.initial_seed()) != torch.default_generator.initial_seed() and seed != _UNSEEDED:
+        torch.manual_seed(seed)  # the script has seeded OneFlow already
+    _extend_autocast(flow.autocast)
+    # torch's default generator draws for pipelines that are given none.
+    flow.manual_seed = _also(flow.manual_seed, torch.manual_seed)
+    flow.cuda.manual_seed_all = _also(flow.cuda.manual_seed_all, torch.cuda.manual_seed_all)
+    flow.cuda.manual_seed = _also(flow.cuda.manual_seed, torch.cuda.manual_seed)
+    flow.Generator = _of_any_device(flow.Generator)
+    generator = flow._oneflow_internal.Generator
+    for name in ("manual_seed", "seed", "set_state"):
+        setattr(generator, name, _forgetting(getattr(generator, name)))
+
+
+def _of_any_device(original: Callable) -> Callable:
+    """``Generator(pipe.device)`` as in torch: OneFlow's takes names of devices only."""
+
+    @functools.wraps(original)
+    def create_generator(device=None):
+        return original(None if device is None else str(device))
+
+    return create_generator
+
+
+def _also(original: Callable, torchs: Callable) -> Callable:
+    @functools.wraps(original)
+    def both(seed):
+        torchs(int(seed))
+        result = original(seed)
+        if result is not None:
+            _twins.pop(result, None)
+        return result
+
+    return both
+
+
+def _forgetting(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def seeded(self, *args, **kwargs):
+        _twins.pop(self, None)
+        return original(self, *args, **kwargs)
+
+    return seeded
+
+
+def _extend_autocast(cls: type):
+    """Let ``oneflow.autocast(...)`` enter ``torch.autocast`` with the same arguments; in place, since scripts hold the class."""
+    start, enter, leave = cls.__init__, cls.__enter__, cls.__exit__
+
+    @functools.wraps(start)
+    def __init__(self, device_type, dtype=None, enabled=True, cache_enabled=None):
+        self._torchs = torch.autocast(device_type, inward(dtype), enabled, cache_enabled)
+        # OneFlow knows these two, warns that it has none for the CPU, and knows no dtypes of torch.
+        self._ours = device_type in ("cpu", "cuda")
+        if self._ours:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="CPU autocast is not supported")
+                start(self, device_type, outward(dtype), enabled, cache_enabled)
+
+    @functools.wraps(enter)
+    def __enter__(self):
+        self._torchs.__enter__()
+        if self._ours:
+            enter(self)
+        return self
+
+    @functools.wraps(leave)
+    def __exit__(self, *error):
+        if self._ours:
+            leave(self, *error)
+        return self._torchs.__exit__(*error)
+
+    cls.__init__, cls.__enter__, cls.__exit__ = __init__, __enter__, __exit__

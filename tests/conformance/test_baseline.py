@@ -1,0 +1,107 @@
+"""What counts as worse than the baseline, how cases are split, and what is not covered."""
+
+import json
+
+import diffusers
+import pytest
+
+from conformance import baseline, coverage, shards
+from conformance.registry import CASES, Case
+from conformance.results import Result
+
+
+def component(path: str, ours: float, passed: bool = True) -> dict:
+    torch, mine = {"rms": 1e-7, "maximum": 1e-7}, {"rms": ours, "maximum": ours}
+    return {"path": path, "torch": torch, "ours": mine, "factor": 1.5, "floor": 1e-6, "passed": passed}
+
+
+def result(ours: float = 2e-7, failures=(), fallbacks=None, path: str = "unet") -> Result:
+    return Result("a", failures=list(failures), components=[component(path, ours)], fallbacks=fallbacks or {})
+
+
+@pytest.fixture
+def rows() -> dict:
+    return {"a": json.loads(json.dumps(baseline.row(result())))}
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (result(), None),
+        (result(5.9e-7), None),
+        (result(6.1e-7), "its error (rms) is 6.1e-07; in the baseline it was 2.0e-07"),
+        (result(failures=["x"]), "passed in the baseline and fails now"),
+        (result(fallbacks={"vae.decoder": "no kernel"}), "vae.decoder did not run in torch in the baseline: no kernel"),
+        (result(path="prior"), "unet is not compared any more"),
+    ],
+)
+def test_a_regression_is_found(rows, now, said):
+    found = baseline.regressions([now], rows)
+    assert found == {} if said is None else said in found["a"][0]
+
+
+def test_errors_below_what_rounding_makes_are_no_regression():
+    rows = {"a": baseline.row(result(1e-8))}
+    assert baseline.regressions([result(4.9e-7)], rows) == {}
+    assert baseline.regressions([result(5.1e-7)], rows) != {}
+
+
+def test_what_fails_in_the_baseline_is_known(rows):
+    failing = {"a": baseline.row(result(failures=["x"]))}
+    assert baseline.known_failures([result(failures=["x"])], failing) == {"a"}
+    assert baseline.known_failures([result(failures=["x"])], rows) == set()
+    assert baseline.known_failures([result()], failing) == set()
+
+
+def test_an_update_keeps_other_rows_and_drops_vanished_ones(tmp_path, rows):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"a": {}, "b": rows["a"], "gone": rows["a"]}))
+    baseline.update(path, [result()], {"a", "b", "c"})
+    assert baseline.read(path) == {"a": rows["a"], "b": rows["a"]}
+    assert baseline.vanished({"gone": {}, "a": {}}, {"a", "b"}) == ["gone"]
+
+
+def test_the_committed_baseline_names_existing_cases():
+    rows = baseline.read(baseline.PATH)
+    assert {"StableDiffusionPipeline", "t5", "aten.zeros.default"} <= set(rows)
+    assert baseline.vanished(rows, CASES) == []
+
+
+def test_shards_are_a_stable_partition_of_even_length():
+    cases = [Case(f"c{i}", "", lambda: None) for i in range(40)]
+    seconds = {f"c{i}": 1.0 + i % 7 for i in range(35)}
+    parts = [shards.shard(cases, i + 1, 3, seconds) for i in range(3)]
+    assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cases)
+    loads = [sum(seconds.get(c.name, 4.0) for c in part) for part in parts]
+    assert max(loads) - min(loads) <= 7
+    assert [c.name for c in shards.shard(cases[::-1], 1, 3, seconds)] == [c.name for c in parts[0]][::-1]
+    with pytest.raises(ValueError, match="no shard 4 of 3"):
+        shards.shard(cases, 4, 3, seconds)
+
+
+def test_a_new_pipeline_of_diffusers_is_not_covered(monkeypatch):
+    class NewPipeline(diffusers.DiffusionPipeline):
+        def __init__(self, thing: object):
+            pass
+
+    class TwinPipeline(diffusers.DiffusionPipeline):
+        def __init__(self, transformer: diffusers.PixArtTransformer2DModel, text_encoder: diffusers.AutoencoderKL):
+            pass
+
+    monkeypatch.setattr(diffusers, "NewPipeline", NewPipeline, raising=False)
+    monkeypatch.setattr(diffusers, "TwinPipeline", TwinPipeline, raising=False)
+    monkeypatch.setattr(type(diffusers), "__dir__", lambda self: ["NewPipeline", "TwinPipeline", "FluxPipeline"])
+    assert coverage.not_covered() == {"NewPipeline": coverage.NO_REASON, "TwinPipeline": coverage.NO_REASON}
+    monkeypatch.setattr(diffusers.FluxPipeline, "__init__", TwinPipeline.__init__)
+    assert coverage.not_covered()["TwinPipeline"] == "same model classes as FluxPipeline"
+
+
+def test_every_pipeline_has_a_case_or_is_listed():
+    listed = coverage.not_covered()
+    covered = {case.pipeline for case in CASES.values()}
+    assert "DiffusionPipeline" not in listed and "AutoPipelineForText2Image" not in listed
+    for name in dir(diffusers):
+        made = getattr(diffusers, name) if name.endswith("Pipeline") and name != "DiffusionPipeline" else None
+        if isinstance(made, type) and issubclass(made, diffusers.DiffusionPipeline):
+            assert (name in covered) != (name in listed), name
+    assert set(coverage.REASONS) <= set(listed)
