@@ -26,6 +26,8 @@ from .retrace import retrace
 from .structure import Interned, Structure
 
 _tracing = threading.local()
+# How many items of a graph's key are `Call.key`.
+_OF_CALL = 4
 # Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
 _WORTH_HOISTING = 32 << 20
 
@@ -157,7 +159,7 @@ class Dispatcher:
     def _drop_stale(self, known: Structure):
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
         for key in [k for k in self._graphs if k[0] == known.token]:
-            entry = self._graphs.pop(key)
+            entry = self._pop(key)
             if isinstance(entry, Entry):
                 entry.close()
         self._weights.drop()
@@ -165,8 +167,13 @@ class Dispatcher:
     def _entry(self, module, structure: Structure, call: Call) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
         flat = call.flat
-        tensors = tuple([(type(t), t.shape, t.dtype, t.device, t.layout) for t in flat.tensors])
-        base = (structure.token, flat.spec, tensors, torch.get_default_dtype(), _attention_backend())
+        base = (
+            structure.token,
+            flat.spec,
+            tuple(map(signature.kind, flat.tensors)),
+            torch.get_default_dtype(),
+            _attention_backend(),
+        )
         with self._lock:
             opened = self._open(base, call)
             key = (*base, *call.key(opened))
@@ -187,10 +194,7 @@ class Dispatcher:
                 entry.used = budget.tick()
             if known:
                 return entry
-            while len(self._graphs) > self.config.max_graphs:
-                _, oldest = self._graphs.popitem(last=False)
-                if isinstance(oldest, Entry):
-                    oldest.close()
+            self._trim()
             budget.keep_within(self.config.max_bytes, entry)
             return entry
 
@@ -202,11 +206,33 @@ class Dispatcher:
             key = next((k for k, e in self._graphs.items() if e is entry), None)
             if key is None:
                 return False
-            del self._graphs[key]
-            entry.close()
-            return True
+            self._pop(key)
         finally:
             self._lock.release()
+        # It waits for the engine, whose thread may be collecting garbage, and with it this dispatcher.
+        entry.close()
+        return True
+
+    def _trim(self):
+        """Drop the least recently used beyond `max_graphs`; reasons why there is none take little, and are kept longer."""
+        for key in [k for k, e in self._graphs.items() if isinstance(e, Entry)][: -self.config.max_graphs]:
+            self._pop(key).close()
+        while len(self._graphs) > 4 * self.config.max_graphs:
+            key, oldest = next(iter(self._graphs.items()))
+            self._pop(key)
+            if isinstance(oldest, Entry):
+                oldest.close()
+
+    def _pop(self, key: tuple) -> Entry | str:
+        """Forget one graph, and with the last of its kind what was learned of such calls."""
+        entry = self._graphs.pop(key)
+        base = key[:-_OF_CALL]
+        if not any(k[:-_OF_CALL] == base for k in self._graphs):
+            self._most_open.pop(base, None)
+            self._seen_numbers.pop(base, None)
+        if not any(k[0] == base[0] for k in self._graphs) and (self._structure is None or self._structure.token != base[0]):
+            self._groups.pop(base[0], None)
+        return entry
 
     def _open(self, base: tuple, call: Call) -> Open:
         """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
