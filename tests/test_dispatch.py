@@ -120,9 +120,13 @@ def test_code_that_asks_for_the_layout_is_never_stale():
 
 
 def test_what_is_learned_of_calls_goes_with_their_graphs():
-    module = attached(Two(), max_graphs=2)
+    class Scaled(torch.nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    module = attached(Scaled(), max_graphs=2)
     for size in range(1, 9):
-        module(torch.randn(size), torch.randn(size))
+        module(torch.randn(size), 1.5)
     dispatcher = dispatcher_of(module)
     assert len(dispatcher.entries) == 2 == len(dispatcher._graphs)
     assert all(len(known) <= 2 for known in (dispatcher._seen_numbers, dispatcher._most_open, dispatcher._groups))
