@@ -59,7 +59,7 @@ def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.
 
 
 def _distance(result: torch.Tensor, reference: torch.Tensor) -> Error:
-    return error([result], [reference]) if result.numel() else Error(0.0, 0.0)
+    return error(result, reference) if result.numel() else Error(0.0, 0.0)
 
 
 def _excess(row: Component) -> float:

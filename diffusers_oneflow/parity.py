@@ -58,13 +58,24 @@ class Component:
         return not self.failures
 
     @property
+    def excess(self) -> float:
+        """The error as a multiple of what is allowed, the larger of the two measures."""
+        return max(ours / most for _, _, ours, most in self._measures())
+
+    @property
     def failures(self) -> list[str]:
         """What is too far off, one sentence a measure."""
-        pairs = (("RMS", self.torch.rms, self.ours.rms), ("largest", self.torch.maximum, self.ours.maximum))
         said = "{}: its {} error is {:.1e}; allowed are {:.1e}, since torch's is {:.1e}"
-        allowed = [max(self.factor * theirs, self.floor) for _, theirs, _ in pairs]
-        return [said.format(self.path, kind, ours, most, theirs) for (kind, theirs, ours), most in zip(pairs, allowed)
-                if not ours <= most]  # fmt: skip
+        return [
+            said.format(self.path, kind, ours, most, theirs) for kind, theirs, ours, most in self._measures() if not ours <= most
+        ]
+
+    def _measures(self):
+        for kind, theirs, ours in (
+            ("RMS", self.torch.rms, self.ours.rms),
+            ("largest", self.torch.maximum, self.ours.maximum),
+        ):
+            yield kind, theirs, ours, max(self.factor * theirs, self.floor)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def pipeline(
         change: alters the attached pipeline once it has drawn; what is compared is the altered one.
 
     Raises:
-        ValueError: one of `fallbacks` ran on OneFlow, or in torch for another reason.
+        ValueError: one of `fallbacks` ran on OneFlow, or in torch for another reason; or the images differ in shape.
     """
     fallbacks = (fallbacks or {}) if judged.name() == "oneflow" else {}
     reference = pipe
@@ -186,6 +197,8 @@ def pipeline(
     finally:
         judged.detach(pipe)
     unexpected = tuple(path for path in ran if path not in fallbacks) if judged.name() == "oneflow" else ()
+    if images.shape != expected.shape:
+        raise ValueError(f"torch drew images of shape {expected.shape}, the backend of {images.shape}")
     levels = int(np.abs(images.astype(np.int16) - expected.astype(np.int16)).max())
     return Report(rows, levels, ran, unexpected, (expected, images))
 
@@ -228,23 +241,36 @@ def _demand(module, path: str, part: str, reasons: str):
         raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
 
 
-def error(result: list[torch.Tensor], reference: list[torch.Tensor]) -> Error:
-    """The error of a module's outputs, the worst of them deciding; infinite where one alone is NaN.
+def errors(result: list[torch.Tensor], reference: list[torch.Tensor]) -> list[Error]:
+    """The error of each of a module's outputs; infinite where one alone is NaN.
 
     Raises:
         ValueError: the outputs differ in number or in shape.
     """
     if [t.shape for t in result] != [t.shape for t in reference]:
         raise ValueError("the outputs of the two runs differ in number or in shape")
-    rms = maximum = 0.0
-    for ours, exact in zip(result, reference):
-        ours, exact = ours.double(), exact.double()
-        same = (ours == exact) | (ours.isnan() & exact.isnan())  # infinities, too
-        off = torch.where(same, 0.0, (ours - exact).abs()).nan_to_num(nan=torch.inf)
-        scale = exact[exact.isfinite()].abs()
-        rms = max(rms, _ratio(off.square().mean().sqrt(), scale.square().mean().sqrt()))
-        maximum = max(maximum, _ratio(off.max(), scale.max() if scale.numel() else scale.sum()))
-    return Error(rms, maximum)
+    return [error(ours, exact) for ours, exact in zip(result, reference)]
+
+
+def worst(path: str, ours: list[torch.Tensor], single: list[torch.Tensor], exact: list[torch.Tensor]) -> Component:
+    """What is said of a module: of its outputs the one that exceeds most what torch's own error in that output allows.
+
+    Raises:
+        ValueError: the outputs differ in number or in shape.
+    """
+    factor = FACTOR if all(t.dtype == torch.float32 for t in single) else HALF_FACTOR
+    rows = [Component(path, theirs, made, factor) for theirs, made in zip(errors(single, exact), errors(ours, exact))]
+    return max(rows, key=lambda row: row.excess)
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> Error:
+    """The error of one tensor, which is not empty."""
+    ours, exact = ours.double(), exact.double()
+    same = (ours == exact) | (ours.isnan() & exact.isnan())  # infinities, too
+    off = torch.where(same, 0.0, (ours - exact).abs()).nan_to_num(nan=torch.inf)
+    scale = exact[exact.isfinite()].abs()
+    rms = _ratio(off.square().mean().sqrt(), scale.square().mean().sqrt())
+    return Error(rms, _ratio(off.max(), scale.max() if scale.numel() else scale.sum()))
 
 
 def _ratio(off: torch.Tensor, scale: torch.Tensor) -> float:
@@ -279,9 +305,7 @@ def _expected(module, args, kwargs, path: str) -> tuple[list[torch.Tensor], list
 @torch.no_grad()
 def _judge(module, args, kwargs, path: str, expected) -> Component:
     """Run an attached module and compare."""
-    single, exact = expected
-    factor = FACTOR if all(t.dtype == torch.float32 for t in single) else HALF_FACTOR
-    return Component(path, error(single, exact), error(_floats(_quietly(module, *args, **kwargs)), exact), factor)
+    return worst(path, _floats(_quietly(module, *args, **kwargs)), *expected)
 
 
 def _floats(output) -> list[torch.Tensor]:

@@ -10,33 +10,46 @@ from diffusers_oneflow.errors import Unsupported
 
 
 def test_error_is_relative_to_the_output():
-    reference = [torch.tensor([0.0, 3.0, -4.0], dtype=torch.float64)]
-    found = parity.error([torch.tensor([0.0, 3.0, -3.6])], reference)
+    reference = torch.tensor([0.0, 3.0, -4.0], dtype=torch.float64)
+    found = parity.error(torch.tensor([0.0, 3.0, -3.6]), reference)
     assert found.maximum == pytest.approx(0.1, rel=1e-6)
     assert found.rms == pytest.approx(0.4 / 5, rel=1e-6)
 
 
-def test_the_worst_output_decides():
-    good, bad = torch.ones(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
-    assert parity.error([good.float(), torch.tensor([2.0, 1.0])], [good, bad]).maximum == 0.5
+def test_every_output_is_held_to_torchs_own_error_in_it():
+    exact = [torch.ones(4, dtype=torch.float64)] * 2
+    coarse, fine = torch.full((4,), 1.001), torch.ones(4)
+    assert parity.worst("x", [fine, fine], [coarse, fine], exact).passed
+    assert parity.worst("x", [coarse, fine], [coarse, fine], exact).passed
+    for single in ([coarse, fine], [fine, coarse]):
+        found = parity.worst("x", single[::-1], single, exact)
+        assert not found.passed and found.torch == parity.Error(0.0, 0.0) and found.ours.rms == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_images_of_another_number_are_refused(pipe):
+    def draw_some(pipe):
+        return np.zeros((2 if OneFlowBackend.is_attached(pipe) else 1, 8, 8, 3), np.uint8)
+
+    with pytest.raises(ValueError, match="the backend of"):
+        parity.pipeline(pipe, draw_some)
 
 
 @pytest.mark.parametrize(("ours", "right"), [(torch.nan, False), (torch.inf, False), (1.0, True)])
 def test_a_planted_nan_or_infinity_is_infinitely_far(ours, right):
-    reference = [torch.ones(3, dtype=torch.float64)]
-    found = parity.error([torch.tensor([1.0, ours, 1.0])], reference)
+    reference = torch.ones(3, dtype=torch.float64)
+    found = parity.error(torch.tensor([1.0, ours, 1.0]), reference)
     assert (found.maximum == 0) == right
     assert (found.rms == float("inf")) != right
 
 
 def test_nan_on_both_sides_is_equal():
     both = torch.tensor([torch.nan, 1.0, torch.inf])
-    assert parity.error([both], [both.double()]) == parity.Error(0.0, 0.0)
+    assert parity.error(both, both.double()) == parity.Error(0.0, 0.0)
 
 
 def test_outputs_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="number or in shape"):
-        parity.error([torch.ones(2)], [torch.ones(3, dtype=torch.float64)])
+        parity.errors([torch.ones(2)], [torch.ones(3, dtype=torch.float64)])
 
 
 @pytest.mark.parametrize(

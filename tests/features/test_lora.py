@@ -183,7 +183,7 @@ def test_kinds_of_adapters(kind):
         for model in (unet, exact):
             model.set_adapters("one", strength)
         reference = exact(*(t.double() if t.is_floating_point() else t for t in inputs)).sample
-        ours, theirs = (error([run(*inputs).sample], [reference]) for run in (unet, unet._call_impl))
+        ours, theirs = (error(run(*inputs).sample, reference) for run in (unet, unet._call_impl))
         factor = HALF_FACTOR if kind == "half" else 1.5
         assert ours.rms <= max(1e-6, factor * theirs.rms)
     assert dispatcher_of(unet).record.built == 1

@@ -37,7 +37,7 @@ def test_half_types(dtype):
         # The largest of a few hundred errors varies more.
         assert c.ours.maximum <= parity.FACTOR * c.torch.maximum, c
     exact = draw(seeded(stable_diffusion).to(torch.float64), **{**SD, **texts}, output_type="pt")
-    ours, theirs = (parity.error([images[on]], [exact]) for on in (True, False))
+    ours, theirs = (parity.error(images[on], exact) for on in (True, False))
     assert 0 < ours.rms <= 1.5 * theirs.rms
 
 
