@@ -15,7 +15,7 @@ from torch.fx.experimental import proxy_tensor
 
 from .errors import Unsupported
 
-_TRACE_LOCK = threading.RLock()
+TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Program:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class _FlatCall(torch.nn.Module):
+class FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
     def __init__(self, module: torch.nn.Module, rebuild: Callable, adapted: Callable, finish: Callable):
@@ -99,7 +99,7 @@ def capture(
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
-    _install_output_hooks(module)
+    install_output_hooks(module)
     changes = watch(module)
 
     def finish(result, given):
@@ -108,7 +108,7 @@ def capture(
         results.append(flatten(result))
         return tuple(results[-1].tensors)
 
-    call = _FlatCall(module, rebuild, adapted, finish)
+    call = FlatCall(module, rebuild, adapted, finish)
     call.training = module.training
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
@@ -214,7 +214,7 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
 def _alone():
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
     tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
-    with _TRACE_LOCK:
+    with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
         def guarded_call(self, m, forward, args, kwargs):
@@ -274,7 +274,7 @@ def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
     return slot.proxy.node if slot is not None else None
 
 
-def _install_output_hooks(module: torch.nn.Module):
+def install_output_hooks(module: torch.nn.Module):
     """What models of transformers do in the first call that asks for hidden states, which would look like a state.
 
     A model with a model inside that has its hooks already is left alone: transformers would install them there twice.
@@ -290,13 +290,16 @@ def _install_output_hooks(module: torch.nn.Module):
             maybe_install_capturing_hooks(sub)
 
 
-def watch(module: torch.nn.Module) -> Callable[[Sequence[torch.Tensor]], list[str]]:
+def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
     """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
 
     A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
     can stand for. A new tensor is a state only if it was computed from the call's own tensors, which the returned
     function takes while they are traced, or from what it replaces: what is made without them, a table of frequencies
     or the weight that the hook of a weight norm computes, every call would make again.
+
+    Args:
+        depends: tells that in the way of `_depends`.
     """
     before = _held(module)
 
@@ -305,7 +308,7 @@ def watch(module: torch.nn.Module) -> Callable[[Sequence[torch.Tensor]], list[st
         new = [place for place, value in after.items() if place not in before or not _same(value, before[place])]
         gone = [place for place in before if place not in after]
         replaced = {id(before[place]) for place in (*new, *gone) if place in before}
-        kept = [p for p in new if not isinstance(after[p], torch.Tensor) or _depends(after[p], given, replaced)]
+        kept = [p for p in new if not isinstance(after[p], torch.Tensor) or depends(after[p], given, replaced)]
         # Where a list of tensors now stands in the place of None, `kept` has decided.
         gone = [p for p in gone if not any(other[: len(p)] == p for other in new)]
         return [".".join(map(str, place[:2])).lstrip(".") for place in (*kept, *gone)]

@@ -1,4 +1,4 @@
-"""The command line: ``diffusers-oneflow generate | doctor | explain | parity | run``."""
+"""The command line: ``diffusers-oneflow generate | doctor | explain | parity | run | cache``."""
 
 import json
 import os
@@ -162,6 +162,46 @@ def _show(error: Exception, script: Path):
         trace = trace.tb_next
     # A script that does not compile has no frame.
     traceback.print_exception(type(error), error, trace)
+
+
+store = typer.Typer(help="Programs on disk, which spare new processes the capture of models.", no_args_is_help=True)
+app.add_typer(store, name="cache")
+Folder = Annotated[Path | None, typer.Option(help="The folder; by default the one that DIFFUSERS_ONEFLOW_CACHE names.")]
+
+
+def _cache(folder: Path | None):
+    from .cache import VARIABLE, Cache, directory
+
+    place = directory(True if folder is None else folder)
+    if place is None:
+        _stop(f"there is no cache: the environment variable {VARIABLE} turns it off")
+    return Cache(place)
+
+
+@store.command()
+def info(folder: Folder = None, as_json: AsJson = False):
+    """Say where the cache is and how much it holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cache = _cache(folder)
+    usage = cache.usage()
+    found = {"folder": str(cache.folder), "programs": usage.programs, "bytes": usage.bytes, "most_bytes": cache.most_bytes}
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table(show_header=False)
+    table.add_row("folder", found["folder"])
+    table.add_row("programs", f"{usage.programs}, {usage.bytes / 2**20:.1f} MB of at most {cache.most_bytes / 2**20:.0f} MB")
+    Console().print(table)
+
+
+@store.command()
+def clear(folder: Folder = None):
+    """Remove all programs."""
+    cache = _cache(folder)
+    removed = cache.clear()
+    typer.echo(f"{cache.folder}: {removed.programs} programs of {removed.bytes / 2**20:.1f} MB removed")
 
 
 def _stop(message: str):

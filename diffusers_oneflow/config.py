@@ -1,5 +1,6 @@
 """Options of the backend."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -12,6 +13,9 @@ class OneFlowConfig:
             ``"error"`` raises `Unsupported` instead.
         progress: show a progress bar by stage while a large model is compiled; None shows it on a terminal only.
         max_graphs: compiled graphs kept per model; the least recently used one is dropped beyond that.
+        max_bytes: of memory for compiled graphs, those of all attached models together: their activations, which share one
+            arena, and what each one takes itself; some 100 MB for a UNet of 860 M parameters. Beyond it the least recently used
+            ones are dropped, of whatever model; the newest stays. Weights, shared or packed, do not count.
         kernels: ``"native"`` uses this package's kernel pack where it can be used (`doctor` says whether), and OneFlow's
             own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
         weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the
@@ -25,6 +29,9 @@ class OneFlowConfig:
             what is dropped.
         hoist: compute what depends only on the prompt, or only on the timestep, when these change (with the native kernels);
             None does so where that reads at least 32 MB of weights: noticing that nothing has changed takes 1 ms.
+        cache: where captured programs are kept on disk for the next process: True for the folder that the environment
+            variable ``DIFFUSERS_ONEFLOW_CACHE`` names ("0" or "off" for none), by default one in the user's cache; a path;
+            or None for no cache. The files hold graphs, no weights, and at most 512 MB.
 
     Raises:
         ValueError: a value outside of these.
@@ -33,9 +40,11 @@ class OneFlowConfig:
     fallback: str = "torch"
     progress: bool | None = None
     max_graphs: int = 16
+    max_bytes: int = 2 << 30
     kernels: str = "native"
     weights: str = "auto"
     hoist: bool | None = None
+    cache: str | os.PathLike | bool | None = True
 
     def __post_init__(self):
         if self.fallback not in ("torch", "error"):
@@ -48,3 +57,7 @@ class OneFlowConfig:
             raise ValueError(f'weights is {self.weights!r}; it must be "auto", "packed", "shared" or "release"')
         if not isinstance(self.max_graphs, int) or self.max_graphs < 1:
             raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")
+        if not isinstance(self.max_bytes, int) or self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes!r}; it must be an integer of at least 1, in bytes")
+        if not isinstance(self.cache, (str, os.PathLike, bool, type(None))):
+            raise ValueError(f"cache is {self.cache!r}; it must be a path, True or None")

@@ -36,3 +36,7 @@ class Refused(Exception):
 
 class FallbackWarning(UserWarning):
     """A model, or one kind of call to it, runs in torch although OneFlow was asked for."""
+
+
+class CacheWarning(UserWarning):
+    """A program on disk was of no use, or could not be stored; the model runs as if there were none."""

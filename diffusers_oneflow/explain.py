@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .backend import dispatcher_of, models
-from .dispatch import Dispatcher, Entry
+from .dispatch import Dispatcher
+from .entries import Entry
 
 
 @dataclass
@@ -26,6 +27,7 @@ class GraphReport:
         calls: how often it ran.
         kernels: ATen op -> kernel -> number of nodes; "OneFlow's own" for what the pack has no kernel for.
         hoisted: for each part that depends on some inputs only, its nodes and how often it ran.
+        origin: where its program came from: "captured", "captured anew for these sizes", or "disk cache".
     """
 
     inputs: list[str]
@@ -39,6 +41,7 @@ class GraphReport:
     calls: int
     kernels: dict[str, dict[str, int]]
     hoisted: list[tuple[int, int]]
+    origin: str = "captured"
 
 
 @dataclass
@@ -161,6 +164,7 @@ def _graph(entry: Entry) -> GraphReport:
         calls=entry.calls,
         kernels={op: dict(counts) for op, counts in entry.graph.kernels.items()},
         hoisted=[(sum(sum(c.values()) for c in part.graph.kernels.values()), part.runs) for part in entry.hoisted],
+        origin=entry.origin,
     )
 
 
@@ -183,6 +187,7 @@ def _details(path: str, graph: GraphReport) -> list[str]:
     misses = [f"  near miss, {count} times: {miss}" for miss, count in Counter(graph.near_misses).items()]
     return [
         f"{path} {', '.join(graph.inputs)}",
+        f"  program: {graph.origin}",
         f"  compiled: {stages}",
         f"  memory: {memory}, {_megabytes(graph.owned_bytes)} its own",
         f"  nodes: {ops}",

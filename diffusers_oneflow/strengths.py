@@ -77,10 +77,14 @@ class Sorted:
 
     Attributes:
         number: stands for the way in which they are grouped.
+        layout: that way and all of the strengths but their values, the same in every process.
     """
 
     def __init__(self, strengths: list[Strength], groups: tuple[int, ...], number: int):
         self._strengths, self._groups, self.number = strengths, groups, number
+        self.layout = tuple(
+            (s.layer, s.adapter, s.scalable, type(s.value) is float, group) for s, group in zip(strengths, groups)
+        )
         firsts = {group: i for i, group in reversed(list(enumerate(groups)))}
         self._firsts = [strengths[firsts[group]] for group in range(len(firsts))]
 

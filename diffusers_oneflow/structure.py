@@ -17,7 +17,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 # Hooks with keywords and the like are listed in one of these two as well.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Neither shape the forward pass: gradient and state_dict machinery, and what this package stores.
-_IGNORED = frozenset((
+IGNORED = frozenset((
     *_TABLES, *_HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -81,22 +81,20 @@ class Structure:
                 if value is not None:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
         self._refuse(name, module)
-        values = tuple((k, self._value(v, _DEPTH)) for k, v in self._fixed(name, module).items() if k not in _IGNORED)
+        values = tuple((k, self._value(v, _DEPTH)) for k, v in self._fixed(name, module).items() if k not in IGNORED)
         tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
 
     def _fixed(self, name: str, module: torch.nn.Module) -> dict:
         """The attributes of a module that a graph depends on, with None for strengths of adapters, which are its inputs."""
-        attributes, found = module.__dict__, strengths.found(name, module)
-        if _own_forward(module):
-            attributes = {k: v for k, v in attributes.items() if k != "forward"}
+        attributes, found = fixed(name, module)
         if found is None:
             self.factor_known = self.factor_known and not strengths.is_adapted(module)
-            return attributes
-        self.strengths += found
-        self._dicts.append(module.scaling)
-        return {**attributes, "scaling": {s.adapter: None if type(s.value) is float else s.value for s in found}}
+        else:
+            self.strengths += found
+            self._dicts.append(module.scaling)
+        return attributes
 
     def _refuse(self, name: str, module: torch.nn.Module):
         label = f"{name or 'the model'} ({type(module).__name__})"
@@ -140,6 +138,16 @@ class Structure:
     def _identity(self, value) -> int:
         self._alive.append(value)
         return id(value)
+
+
+def fixed(name: str, module: torch.nn.Module) -> tuple[dict, list[strengths.Strength] | None]:
+    """``(attributes, strengths)`` of a module: the former with None for strengths that are floats; the latter may be None."""
+    attributes, found = module.__dict__, strengths.found(name, module)
+    if _own_forward(module):
+        attributes = {k: v for k, v in attributes.items() if k != "forward"}
+    if found is not None:
+        attributes = {**attributes, "scaling": {s.adapter: None if type(s.value) is float else s.value for s in found}}
+    return attributes, found
 
 
 def _own_forward(module: torch.nn.Module) -> bool:

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests of the cache name their own folder.
+os.environ["DIFFUSERS_ONEFLOW_CACHE"] = "off"
 
 import pytest
 import torch

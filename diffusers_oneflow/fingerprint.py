@@ -1,0 +1,386 @@
+"""A digest of everything that decides what a module's forward computes, the same in every process; weights' values aside.
+
+Stored programs are found by it, so two states that could give two programs must differ here. It follows what a module
+consists of - classes, attributes, layouts of weights - and the bytecode of all Python that can be reached from there:
+methods, functions that they name, their defaults, closures and globals. Installed packages (diffusers) are left to
+`libraries`. Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
+"""
+
+import collections
+import enum
+import functools
+import hashlib
+import inspect
+import logging
+import os
+import re
+import sys
+import types
+import typing
+import weakref
+from pathlib import PurePath
+from typing import NamedTuple
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+
+from .libraries import PLAIN, TORCH, Libraries, Unknowable, files, origin
+from .structure import IGNORED, fixed
+
+# What they are called is all that matters of them.
+_NAMED = (
+    types.BuiltinFunctionType, types.BuiltinMethodType, types.MethodDescriptorType, types.WrapperDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType,
+)  # fmt: skip
+_PLAIN = (*TORCH, PurePath)
+# What they hold is no part of any result.
+_SKIPPED = (logging.Logger, logging.LoggerAdapter, weakref.ref, typing.TypeVar)
+_TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAlias, types.UnionType, type(typing.Any),  # noqa: UP006, UP007
+           inspect.Signature)  # fmt: skip
+_CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__abstractmethods__",
+                          "_abc_impl", "__slots__", "__parameters__", "__orig_bases__", "__firstlineno__",
+                          "__slotnames__"))  # fmt: skip
+# Of configurations: where they came from, and a list in the random order of a set; of weights, whether they were loaded.
+_HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values", "_is_hf_initialized"))
+# torch's own names for ops; what is called through others may be anybody's Python.
+_OPS = frozenset(("aten", "prims", "prim", "higher_order", "torchvision"))
+_LARGEST = 64 << 20  # bytes of tensors in attributes
+
+
+class Fingerprint(NamedTuple):
+    """What a module depends on.
+
+    Attributes:
+        digest: of everything, 64 hexadecimal digits.
+        tensors: whose content it holds, parameters and buffers aside; the same ones, in the same order, where digests are equal.
+    """
+
+    digest: str
+    tensors: list[torch.Tensor]
+
+
+def fingerprint(module: torch.nn.Module, call: tuple = ()) -> Fingerprint:
+    """The digest and what it holds the content of.
+
+    Args:
+        call: plain values and types that a call holds (`signature.Flat.spec`).
+
+    Raises:
+        Unknowable: the module holds an object that cannot be described.
+    """
+    found = _Walk()
+    # This package's own code is part of a key by its content; it must not have changed since it was loaded.
+    files(__package__)
+    found.modes()
+    found.value(call)
+    found.module(module)
+    return Fingerprint(found.digest(), found.tensors)
+
+
+class _Walk:
+    """Walks over objects and hashes what they are; a second visit of one hashes its number."""
+
+    def __init__(self):
+        self._written: list[str] = []
+        self._numbers: dict[int, int] = {}
+        self._alive: list = []
+        self._libraries = Libraries(self.value, self._put)
+        self.tensors: list[torch.Tensor] = []
+
+    def digest(self) -> str:
+        """To be called once, when all was walked over."""
+        self._libraries.finish()
+        return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
+
+    def _put(self, *parts):
+        # As Python writes it: no two sequences of parts give the same text.
+        self._written.append(repr(parts))
+
+    def _first(self, value) -> bool:
+        """Whether `value` is met for the first time; else its number is hashed."""
+        number = self._numbers.setdefault(id(value), len(self._numbers))
+        if number < len(self._alive):
+            self._put("again", number)
+            return False
+        self._alive.append(value)
+        return True
+
+    def modes(self):
+        """Hash what holds for the whole process, or thread, and that code or torch.export itself may ask for."""
+        for mode in _get_current_function_mode_stack():
+            if not isinstance(mode, torch.utils._device.DeviceContext):
+                raise Unknowable(f"calls under a {type(mode).__name__}")
+            self.value(mode.device)
+        if torch._C._len_torch_dispatch_stack():
+            raise Unknowable("calls under a dispatch mode")
+        hooks = torch.nn.modules.module
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            raise Unknowable("calls under hooks of all modules")
+        self._all((
+            torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(),
+            torch.backends.mha.get_fastpath_enabled(), torch.get_float32_matmul_precision(),
+        ))  # fmt: skip
+
+    def module(self, module: torch.nn.Module):
+        for name, sub in module.named_modules(remove_duplicate=False):
+            self._put("submodule", name)
+            if not self._first(sub):
+                continue
+            # Strengths of adapters are inputs, or stand in the key beside this digest.
+            attributes, _ = fixed(name, sub)
+            self.value(type(sub))
+            for table in ("_parameters", "_buffers"):
+                for key, tensor in attributes[table].items():
+                    self._put(table, key)
+                    self._weight(tensor)
+            # Code may ask whether there is one.
+            self._put("none", *(key for key, inner in attributes["_modules"].items() if inner is None))
+            for key, value in attributes.items():
+                if key not in IGNORED:
+                    self._put("attribute", key)
+                    self.value(value)
+            for hooks in (sub._forward_hooks, sub._forward_pre_hooks):
+                for hook in hooks.values():
+                    self.value(hook)
+
+    def _weight(self, tensor):
+        if tensor is not None and self._first(tensor):
+            layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+            self._put("weight", type(tensor).__qualname__, layout)
+            if attributes := getattr(tensor, "__dict__", None):
+                self.value(attributes)
+
+    def value(self, value):
+        """Hash what `value` is."""
+        kind = type(value)
+        if kind is float:
+            self._put("float", value.hex())
+        elif kind in PLAIN or isinstance(value, _PLAIN):
+            self._put(kind.__qualname__, repr(value))
+        elif isinstance(value, enum.Enum):
+            self._put("enum", kind.__module__, kind.__qualname__, value.name)
+        elif isinstance(value, _SKIPPED):
+            self._put("skipped", kind.__qualname__)
+        elif isinstance(value, _TYPING):
+            self._put("typing", repr(value))
+        elif isinstance(value, _NAMED):
+            self._named(value)
+        elif kind in (tuple, frozenset) or self._first(value):
+            # Whether two equal tuples are one object is the interpreter's whim.
+            self._put(kind.__module__, kind.__qualname__)
+            self._inside(value, kind)
+
+    def _inside(self, value, kind):
+        if isinstance(value, torch.Tensor):
+            self._tensor(value)
+        elif isinstance(value, torch.nn.Module):
+            self.module(value)
+        elif isinstance(value, (list, tuple, collections.deque, set, frozenset)):
+            self._all(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+            self._beside(value)
+        elif isinstance(value, (dict, types.MappingProxyType)):
+            # Not what a class of its own makes of them: transformers loads every model there is.
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            items = [pair for pair in list(pairs) if not isinstance(pair[0], str) or pair[0] not in _HOUSEKEEPING]
+            self._put(len(items))
+            for key, item in items:
+                self.value(key)
+                self.value(item)
+            self._beside(value)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, types.MethodType):
+            self._all((value.__func__, value.__self__))
+        elif isinstance(value, functools.partial):
+            self._all((value.func, value.args, value.keywords))
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, types.ModuleType):
+            self._library(value)
+        elif isinstance(value, types.CodeType):
+            self._code(value)
+        elif isinstance(value, (property, functools.cached_property)):
+            self._all([getattr(value, part, None) for part in ("fget", "fset", "func")])
+        elif isinstance(value, (staticmethod, classmethod)) or hasattr(value, "cache_parameters"):
+            self.value(value.__wrapped__ if hasattr(value, "cache_parameters") else value.__func__)
+        elif isinstance(value, re.Pattern):
+            self._put(value.pattern, value.flags)
+        elif kind.__module__ == "numpy" and hasattr(value, "tobytes") and not getattr(value.dtype, "hasobject", True):
+            self._put(value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest())
+        elif isinstance(value, (str, bytes, int, float, complex)):
+            # Of a class of its own.
+            base = next(b for b in (str, bytes, int, float, complex) if isinstance(value, b))
+            self.value(base.__new__(base, value))
+            self.value(kind)
+            self._beside(value)
+        elif isinstance(getattr(value, "__dict__", None), dict) or _slots(kind):
+            self.value(kind)
+            self._beside(value)
+        else:
+            raise Unknowable(f"a {kind.__module__}.{kind.__qualname__}")
+
+    def _beside(self, value):
+        """The attributes of an object, beside what it holds as a container."""
+        if inner := getattr(value, "__dict__", None):
+            self.value(inner)
+        for name in _slots(type(value)):
+            self._put(name)
+            self.value(getattr(value, name, None))
+
+    def _named(self, value):
+        module = getattr(value, "__module__", None) or ""
+        self._put("named", module, value.__qualname__)
+        # Compiled code of the user's own.
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and origin(module) == "user":
+            status = os.stat(file)
+            self._put(file, status.st_size, status.st_mtime_ns)
+
+    def _library(self, module: types.ModuleType):
+        """A module in an attribute: any of it may be used."""
+        self._put(module.__name__)
+        if origin(module.__name__) == "installed":
+            self._libraries.meet(module.__name__)
+        elif origin(module.__name__) == "user":
+            for key, value in list(vars(module).items()):
+                if not key.startswith("__") and not isinstance(value, types.ModuleType):
+                    self._put(key)
+                    self.value(value)
+
+    def _all(self, values):
+        self._put(len(values))
+        for value in values:
+            self.value(value)
+
+    def _tensor(self, tensor: torch.Tensor):
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" or tensor.nbytes > _LARGEST:
+            raise Unknowable(f"a large tensor, or one of type {type(tensor).__name__} on {tensor.device}, in an attribute")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise Unknowable("a tensor of a special layout in an attribute")
+        self.tensors.append(tensor)
+        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+        self._put(tuple(tensor.shape), tensor.stride(), tensor.dtype, hashlib.sha256(content).digest())
+
+    def _class(self, cls: type):
+        self._put(cls.__module__, cls.__qualname__)
+        place = origin(cls.__module__)
+        if place == "user":
+            self._all(cls.__bases__)
+            for name, member in list(vars(cls).items()):
+                if name not in _CLASS_NOISE:
+                    self._put(name)
+                    self.value(member)
+            return
+        for base in cls.__mro__:
+            if origin(base.__module__) == "installed":
+                self._libraries.meet(base.__module__, base)
+            elif origin(base.__module__) == "user":
+                self.value(base)
+        # Somebody may have given it another forward.
+        for name in ("forward", "__call__", "_call_impl"):
+            if isinstance(method := getattr(cls, name, None), types.FunctionType):
+                self.value(method)
+
+    def _function(self, function: types.FunctionType):
+        space = function.__globals__
+        self._put(space.get("__name__"), function.__qualname__)
+        place = origin(space.get("__name__"))
+        if place == "user":
+            self._code(function.__code__)
+            self.value(function.__defaults__)
+            self.value(function.__kwdefaults__)
+            names = _names(function.__code__)
+            self._globals(names, space)
+            self._surroundings(function.__code__, names, space)
+        elif place == "installed":
+            self._libraries.meet(space.get("__name__"))
+        # What a decorator wraps is in its closure.
+        for cell in function.__closure__ or ():
+            try:
+                self.value(cell.cell_contents)
+            except ValueError:
+                self._put("empty cell")
+
+    def _globals(self, names: list[str], space: dict):
+        for name in names:
+            if name in space:
+                self._put("global", name)
+                self._global(space[name], names)
+            elif (module := _imported(name, space)) is not None:
+                self._put("import", name)
+                self._global(module, names)
+
+    def _global(self, value, names: list[str]):
+        if not isinstance(value, types.ModuleType):
+            self.value(value)
+            return
+        self._put("module", value.__name__)
+        place = origin(value.__name__)
+        if place == "installed":
+            self._libraries.meet(value.__name__)
+        elif place == "user":
+            for name in names:
+                # Of a module only what the code may take from it.
+                if name in vars(value) and not isinstance(vars(value)[name], types.ModuleType):
+                    self._put(name)
+                    self.value(vars(value)[name])
+
+    def _surroundings(self, code: types.CodeType, names: list[str], space: dict):
+        """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
+        if not {"environ", "getenv", "environb"}.isdisjoint(names):
+            texts = {c for c in _constants(code) if isinstance(c, str)}
+            texts.update(space[name] for name in names if isinstance(space.get(name), str))
+            if not texts:
+                raise Unknowable(f"{code.co_name}, which reads the environment")
+            self._all([(text, os.environ.get(text)) for text in sorted(texts)])
+        own = {n for n, v in vars(torch.ops).items() if isinstance(v, torch._ops._OpNamespace)} - _OPS
+        if "ops" in names and not own.isdisjoint(names):
+            raise Unknowable(f"{code.co_name}, which calls ops of {', '.join(sorted(own.intersection(names)))}")
+
+    def _code(self, code: types.CodeType):
+        self._put(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
+                  code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount)  # fmt: skip
+        self._all(code.co_consts)
+
+
+@functools.lru_cache(maxsize=8192)
+def _names(code: types.CodeType) -> list[str]:
+    """All names that code, and code within it, may look up."""
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_names(constant)))
+    return list(names)
+
+
+def _constants(code: types.CodeType):
+    """The constants of code and of code within it."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _constants(constant)
+        else:
+            yield constant
+
+
+@functools.lru_cache(maxsize=4096)
+def _slots(cls: type) -> list[str]:
+    """Attributes that objects of a class have without a dictionary."""
+    found = []
+    for base in cls.__mro__:
+        names = vars(base).get("__slots__", ())
+        if origin(base.__module__) != "versioned":
+            for name in (names,) if isinstance(names, str) else names:
+                private = name.startswith("__") and not name.endswith("__")
+                found.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _imported(name: str, space: dict) -> types.ModuleType | None:
+    """The module that ``import name`` or ``from .name import ...`` inside a function may mean, if it is loaded."""
+    package = space.get("__package__") or ""
+    while package:
+        module = sys.modules.get(f"{package}.{name}")
+        if module is not None:
+            return module
+        package = package.rpartition(".")[0]
+    return sys.modules.get(name)

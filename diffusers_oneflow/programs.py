@@ -1,0 +1,181 @@
+"""Finds the program for a call: on disk, where an earlier process left it, or by capture and the passes.
+
+What was captured is kept, a few kilobytes, and makes the capture for other sizes cheap (`retrace`), in other processes too.
+"""
+
+import contextlib
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import fingerprint, interop, passes, retrace, serialize
+from .cache import Cache, directory, key_of
+from .capture import Program
+from .structure import Structure
+
+# Of one module: the kinds of calls whose captured programs are kept in memory, and how many for each.
+_KEPT, _VARIANTS = 8, 4
+
+
+@dataclass
+class Found:
+    """A rewritten program and how it came to be.
+
+    Attributes:
+        rewrites: what the passes did.
+        origin: "captured", "captured anew for these sizes" or "disk cache".
+        seconds: of capture, or of reading, and of the passes.
+    """
+
+    program: Program
+    rewrites: list
+    origin: str
+    seconds: dict[str, float]
+
+
+class Programs:
+    """The programs of one module.
+
+    Args:
+        cache: of `OneFlowConfig`.
+
+    Attributes:
+        refusal: why the latest program was not stored, or empty.
+        differs: why torch.export had to capture other sizes, or empty.
+    """
+
+    def __init__(self, cache):
+        folder = directory(cache)
+        self._cache = Cache(folder) if folder is not None else None
+        self.refusal = self.differs = ""
+        # Captured programs, not rewritten: several where some sizes give other programs than others do.
+        self._captured: OrderedDict[tuple, list[bytes]] = OrderedDict()
+
+    def find(
+        self, module, structure: Structure, spec: tuple, tensors: list, rest: tuple, native: bool, capture: Callable
+    ) -> Found:
+        """The program for a call.
+
+        Args:
+            spec: what the call holds beside tensors and numbers (`signature.Flat.spec`).
+            tensors: what its graph takes, open numbers and strengths included; only shapes, strides and dtypes matter.
+            rest: what else a program depends on; has the same `repr` in every process.
+            native: whether it is for the kernel pack.
+            capture: makes a new one, with the help of programs for other sizes if there are any; whatever it raises is handed on.
+        """
+        start = time.perf_counter()
+        given, alike = _call(tensors, rest)
+        state = self._state(module, spec)
+        key = key_of("rewritten", state.digest, *given, native) if state else None
+        stored = self._load(key, structure, tensors, state.tensors) if state else None
+        if stored is not None:
+            return Found(*stored, "disk cache", {"capture": time.perf_counter() - start, "passes": 0.0})
+        token = (structure.token, spec, alike)
+        other = key_of("captured", state.digest, *alike) if state else None
+        program, origin = self._reshaped(token, other, capture), "captured anew for these sizes"
+        if program is None:
+            program, origin = capture([]), "captured"
+            retrace.tidy(program)
+            self._keep(token, program)
+        captured = time.perf_counter()
+        rewrites = passes.run(program, native)
+        seconds = {"capture": captured - start, "passes": time.perf_counter() - captured}
+        # Code that capture has loaded, or that has changed meanwhile, has no part in the key.
+        if state and (after := self._state(module, spec)) and after.digest == state.digest:
+            self._store(key, program, rewrites, after.tensors)
+            if origin == "captured":
+                self._cache.store(other, b"".join(len(d).to_bytes(8, "little") + d for d in self._captured[token]))
+        return Found(program, rewrites, origin, seconds)
+
+    def forget(self):
+        """Drop what is kept in memory."""
+        self._captured.clear()
+
+    def _reshaped(self, token: tuple, key: str | None, capture: Callable) -> Program | None:
+        """A program made with those for other sizes; None if there are none, or if torch.export has to do it."""
+        if token not in self._captured:
+            self._captured[token] = self._read(key) if key else []
+            while len(self._captured) > _KEPT:
+                self._captured.popitem(last=False)
+        if not self._captured[token]:
+            return None
+        try:
+            return capture([serialize.loads(zlib.decompress(data))[0] for data in self._captured[token]])
+        except retrace.Differs as reason:
+            self.differs = str(reason)
+            return None
+
+    def _keep(self, token: tuple, program: Program):
+        if len(self._captured[token]) < _VARIANTS:
+            # One that cannot be written is captured each time.
+            with contextlib.suppress(serialize.Unwritable):
+                self._captured[token].append(zlib.compress(serialize.dumps(program), 1))
+
+    def _read(self, key: str) -> list[bytes]:
+        data, found = self._cache.load(key) or b"", []
+        while data:
+            size = 8 + int.from_bytes(data[:8], "little")
+            found.append(data[8:size])
+            data = data[size:]
+        try:
+            for written in found:
+                serialize.loads(zlib.decompress(written))
+        except (serialize.Unreadable, zlib.error) as reason:
+            self._cache.reject(key, str(reason))
+            return []
+        return found
+
+    def _state(self, module, spec) -> fingerprint.Fingerprint | None:
+        """What the program depends on but for the call's tensors; None without a cache, or where that cannot be told."""
+        if self._cache is None:
+            return None
+        try:
+            self.refusal = ""
+            return fingerprint.fingerprint(module, spec)
+        except fingerprint.Unknowable as reason:
+            self.refusal = f"it holds {reason}"
+        except RecursionError:
+            self.refusal = "it is nested too deeply"
+        return None
+
+    def _load(self, key: str, structure: Structure, tensors: list, live: list) -> tuple | None:
+        data = self._cache.load(key)
+        if data is None:
+            return None
+        try:
+            program, rewrites = serialize.loads(data, live)
+            _check(program, structure, tensors)
+        except serialize.Unreadable as reason:
+            self._cache.reject(key, str(reason))
+            return None
+        return program, rewrites
+
+    def _store(self, key: str, program: Program, rewrites: list, live: list):
+        try:
+            data = serialize.dumps(program, rewrites, live)
+        except serialize.Unwritable as reason:
+            self.refusal = f"it holds {reason}"
+            return
+        self._cache.store(key, data)
+
+
+def _call(tensors: list, rest: tuple) -> tuple[tuple, tuple]:
+    """What a call gives to a key, and the same without sizes."""
+    kinds = tuple((type(t).__qualname__, t.dtype, t.device, t.layout) for t in tensors)
+    sizes = tuple((tuple(t.shape), t.stride(), t.is_conj(), t.is_neg()) for t in tensors)
+    return (kinds, sizes, rest), (kinds, tuple(t.ndim for t in tensors), rest)
+
+
+def _check(program: Program, structure: Structure, tensors: list):
+    """A stored program must fit the module and the call: its key says that it does, and this costs nothing."""
+    placeholders = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    pairs = [(placeholders[name], structure.weights.get(qualified)) for name, qualified in program.weights.items()]
+    pairs += [(placeholders[name], constant) for name, constant in program.constants.items()]
+    if len(program.inputs) != len(tensors):
+        raise serialize.Unreadable("it takes another number of tensors")
+    pairs += [(placeholders[name], tensor) for name, tensor in zip(program.inputs, map(interop.real, tensors))]
+    for expected, given in pairs:
+        if given is None or expected.shape != given.shape or expected.dtype != given.dtype:
+            raise serialize.Unreadable("its tensors are not those of the module")
