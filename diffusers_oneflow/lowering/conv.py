@@ -6,6 +6,7 @@ from .registry import lowering
 from .shape import cat, reshaped, slice_
 
 _CONV = {1: _C.conv1d, 2: _C.conv2d, 3: _C.conv3d}
+_AVERAGE = {2: _C.avg_pool2d, 3: _C.avg_pool3d}
 _DECONV = {1: _C.deconv1d, 2: _C.deconv2d, 3: _C.deconv3d}
 
 
@@ -68,13 +69,21 @@ def conv_transpose(input, weight, bias=None, stride=1, padding=0, output_padding
 
 @lowering("aten.avg_pool2d.default")
 def avg_pool2d(self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    kernel_size = _sizes(kernel_size, 2)
-    x = reshaped(self, [1, *self.shape]) if self.ndim == 3 else self
-    out = _C.avg_pool2d(
-        x, kernel_size, _sizes(stride, 2) if stride else kernel_size, _sizes(padding, 2), ceil_mode,
-        count_include_pad, divisor_override or 0, "channels_first",
+    return _average(2, self, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@lowering("aten.avg_pool3d.default")
+def avg_pool3d(self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+    return _average(3, self, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _average(n, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    kernel_size, unbatched = _sizes(kernel_size, n), x.ndim == n + 1
+    out = _AVERAGE[n](
+        reshaped(x, [1, *x.shape]) if unbatched else x, kernel_size, _sizes(stride, n) if stride else kernel_size,
+        _sizes(padding, n), ceil_mode, count_include_pad, divisor_override or 0, "channels_first",
     )  # fmt: skip
-    return reshaped(out, out.shape[1:]) if self.ndim == 3 else out
+    return reshaped(out, out.shape[1:]) if unbatched else out
 
 
 @lowering("aten.max_pool2d.default")

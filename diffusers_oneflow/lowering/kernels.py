@@ -38,7 +38,7 @@ _DTYPES = {
     **dict.fromkeys(("softmax",), _FLOAT),
     # Products, convolutions, images.
     **dict.fromkeys(
-        ("matmul", "bias_add", "conv1d", "conv2d", "conv3d", "deconv1d", "deconv2d", "deconv3d", "avg_pool2d",
+        ("matmul", "bias_add", "conv1d", "conv2d", "conv3d", "deconv1d", "deconv2d", "deconv3d", "avg_pool2d", "avg_pool3d",
          "max_pool2d",
          "upsample_nearest_2d", "upsample_bilinear_2d", "upsample_bicubic_2d"), _FLOAT),
     # Data that only moves, or is made.

@@ -76,6 +76,16 @@ def test_average_pooling(op, x, kernel, stride, padding, ceil, include, divisor)
     check(op, x[0], kernel)
 
 
+@for_ops("avg_pool3d")
+@given(x=tensors([2, 3, 5, 7, 8], FLOAT), kernel=st.sampled_from([[2], [2, 3, 2], [3, 2, 1]]),
+       stride=st.sampled_from([[], [1], [2, 3, 1]]), padding=st.integers(0, 1), ceil=st.booleans(), include=st.booleans(),
+       divisor=st.sampled_from([None, 3]))  # fmt: skip
+def test_average_pooling_of_videos(op, x, kernel, stride, padding, ceil, include, divisor):
+    padding = min(padding, *(k // 2 for k in kernel))
+    check(op, x, kernel, stride, padding, ceil, include, divisor)
+    check(op, x[0], kernel)
+
+
 @for_ops("max_pool2d")
 @given(x=tensors([2, 3, 7, 8], FLOAT), kernel=st.sampled_from([[2], [2, 2], [3, 2]]), stride=st.sampled_from([[], [1], [2, 3]]),
        padding=st.integers(0, 1), dilation=st.integers(1, 2), ceil=st.booleans())  # fmt: skip
