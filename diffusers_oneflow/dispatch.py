@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import budget, engine, hoisting, interop, passes, progress, signature, strengths
+from . import budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
 from .capture import Program, capture
 from .config import OneFlowConfig
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
@@ -313,7 +313,7 @@ class Dispatcher:
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
-            with bar:
+            with bar, garbage.paused():
                 engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
                 tensors = call.tensors(opened)
@@ -360,7 +360,8 @@ class Dispatcher:
         try:
             if known:
                 return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
-            return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
+            with garbage.resumed():
+                return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
         finally:
             _tracing.on = False
 
