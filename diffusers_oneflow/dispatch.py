@@ -95,14 +95,18 @@ class Entry:
         """What it takes beside the arena that all graphs share, about."""
         graphs = [self.graph, *(part.graph for part in self.hoisted)]
         ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
-        kept = sum(part.kept_bytes for part in self.hoisted)
+        kept = sum(part.kept_bytes for part in self.hoisted)  # shared ones count for each, which is too much, not too little
         return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
 
     def close(self):
         """Free the memory of all its graphs."""
         for part in self.hoisted:
-            part.graph.close()
+            part.release()
         self.graph.close()
+
+    def __post_init__(self):
+        for part in self.hoisted:
+            part.users += 1
 
 
 @dataclass
@@ -326,7 +330,8 @@ class Dispatcher:
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
                 bind = functools.partial(self._bind, structure, store)
-                hoisted = hoisting.build(prologues, program, bind, tensors, store)
+                known = [part for entry in self.entries for part in entry.hoisted]
+                hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
                 graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)
         except EngineUnavailable:
             raise
