@@ -14,7 +14,7 @@ def attach(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Let calls of `module` (with float32 weights) run on OpenVINO.
 
     Args:
-        dtype: what OpenVINO computes in (its inference precision): float32 or bfloat16.
+        dtype: what OpenVINO computes in (its inference precision): float32, bfloat16 or float16.
     """
     module.forward = Converted(module, module.forward, dtype)
 
@@ -103,7 +103,7 @@ class _Adapter(torch.nn.Module):
 
 def _options(dtype: torch.dtype) -> dict:
     return {
-        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
         # Otherwise one thread per physical core.

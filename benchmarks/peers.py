@@ -18,7 +18,7 @@ PEERS = {
     "openvino": "OpenVINO on the CPU, static shapes",
 }
 DEFAULT = ("oneflow", "torch", "torch-channels-last", "torch-compile")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 # What differs from the default options of the backend.
 ONEFLOW = {
     "oneflow": {},
@@ -49,7 +49,7 @@ def check(peer: str, dtype: str | None = None):
     """Raise ValueError for an unknown peer, and for one that does not compute in `dtype`."""
     if peer not in PEERS:
         raise ValueError(f"unknown peer {peer!r}; there are {', '.join(PEERS)}")
-    if peer == "torch-autocast" and dtype == "float32":
+    if peer == "torch-autocast" and dtype not in (None, "bfloat16"):
         raise ValueError("torch-autocast is a peer for bfloat16 alone")
 
 

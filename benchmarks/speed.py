@@ -29,7 +29,7 @@ class Job:
         steps: steps of the whole pipeline.
         pipeline: whether the whole pipeline is measured too.
         repeats: rounds.
-        dtype: of models and inputs: "float32" or "bfloat16".
+        dtype: of models and inputs: one of `peers.DTYPES`.
         only: the cases' first words ("unet", "text", "vae", "pipeline"); none of them: all.
     """
 

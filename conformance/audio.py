@@ -1,4 +1,4 @@
-"""Sound: Stable Audio, AudioLDM 2, MusicLDM, AudioLDM, Dance Diffusion."""
+"""Sound: Stable Audio, AudioLDM 2, AudioLDM, Dance Diffusion."""
 
 import diffusers
 import torch
@@ -57,17 +57,9 @@ def _unet(cls=diffusers.UNet2DConditionModel, **options):
 
 
 def _named() -> dict:
-    """The UNets of AudioLDM and MusicLDM know the sound by a class embedding."""
+    """The UNet of AudioLDM knows the sound by a class embedding."""
     return {"cross_attention_dim": (16, 32), "class_embed_type": "simple_projection", "class_embeddings_concat": True,
             "projection_class_embeddings_input_dim": WIDTH}  # fmt: skip
-
-
-def _music() -> dict:
-    return {
-        "unet": _unet(**_named()), "scheduler": build.ddim(), "vae": _vae(), "text_encoder": transformers.ClapModel(_clap()),
-        "tokenizer": build.words(77), "feature_extractor": transformers.ClapFeatureExtractor(feature_size=8, hop_length=128),
-        "vocoder": _vocoder(),
-    }  # fmt: skip
 
 
 def _audio() -> dict:
@@ -85,14 +77,25 @@ def _audio2() -> dict:
     ))  # fmt: skip
     gpt.config.max_new_tokens = 8
     return {
-        **_music(), "unet": _unet(diffusers.AudioLDM2UNet2DConditionModel, cross_attention_dim=(16, 32, 64)),
+        **_audio(), "unet": _unet(diffusers.AudioLDM2UNet2DConditionModel, cross_attention_dim=((None, 16, WIDTH),) * 2),
+        "text_encoder": transformers.ClapModel(_clap()),
+        "feature_extractor": transformers.ClapFeatureExtractor(feature_size=8, hop_length=128),
         "text_encoder_2": build.t5(), "tokenizer_2": build.words(77), "projection_model": project, "language_model": gpt,
+    }  # fmt: skip
+
+
+def _said() -> dict:
+    """As embeddings: the language model, which is called with a cache that it fills, cannot be compared call by call."""
+    text, words, mask = torch.randn(2, 1, 7, WIDTH), torch.randn(2, 1, 8, 16), torch.ones(1, 7, dtype=torch.long)
+    return {
+        "prompt_embeds": text[0], "negative_prompt_embeds": text[1], "attention_mask": mask, "negative_attention_mask": mask,
+        "generated_prompt_embeds": words[0], "negative_generated_prompt_embeds": words[1], "audio_length_in_s": 0.02,
     }  # fmt: skip
 
 
 def _dance() -> dict:
     unet = diffusers.UNet1DModel(
-        block_out_channels=(32, 32, 64), extra_in_channels=16, sample_size=512, sample_rate=16000, in_channels=2, out_channels=2,
+        block_out_channels=(32, 32, 64), extra_in_channels=64, sample_size=512, sample_rate=16000, in_channels=2, out_channels=2,
         flip_sin_to_cos=True, use_timestep_embedding=False, time_embedding_type="fourier", mid_block_type="UNetMidBlock1D",
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
         up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
@@ -102,8 +105,8 @@ def _dance() -> dict:
 
 ENTRIES = [
     Entry("StableAudioPipeline", _stable, {"prompt": PROMPT, "audio_end_in_s": 4.0}, values=SIGNED),
-    Entry("AudioLDM2Pipeline", _audio2, {**SECONDS, "max_new_tokens": 4}, values=SIGNED),
-    Entry("MusicLDMPipeline", _music, SECONDS, values=SIGNED),
+    Entry("AudioLDM2Pipeline", _audio2, _said, values=SIGNED,
+          idle=("text_encoder", "text_encoder_2", "projection_model", "language_model")),
     Entry("AudioLDMPipeline", _audio, SECONDS, values=SIGNED),
     Entry("DanceDiffusionPipeline", _dance, {"batch_size": 1, "audio_length_in_s": 0.02}, values=SIGNED),
 ]  # fmt: skip

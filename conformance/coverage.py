@@ -9,11 +9,15 @@ import torch
 from .registry import CASES
 
 NO_REASON = "not covered"
+_TRANSFORMERS = "fails in torch with transformers 5: it asks {} for what it has no more"
 _GRADIENTS = "differentiates through its UNet, which always runs in torch"
 # What cannot be seen from the classes.
 REASONS = {
     "StableDiffusionAttendAndExcitePipeline": _GRADIENTS,
     "StableDiffusionPix2PixZeroPipeline": _GRADIENTS,
+    "CosmosTextToWorldPipeline": "needs torchvision",
+    "I2VGenXLPipeline": _TRANSFORMERS.format("CLIP"),
+    "MusicLDMPipeline": _TRANSFORMERS.format("CLAP"),
 }
 # Needed by all of diffusers' pipelines, or by this package.
 _INSTALLED = {"torch", "transformers"}

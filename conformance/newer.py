@@ -1,12 +1,10 @@
-"""Other models: Amused, Cosmos, HiDream, Ovis."""
+"""Other models: Amused, HiDream, Ovis."""
 
 import diffusers
-import torch
 import transformers
 
 from . import build, qwen
 from . import stable_diffusion as sd
-from .autoencoders import cosmos
 from .build import PROMPT, VOCABULARY, WIDTH
 from .draw import picture
 from .table import Entry, register
@@ -26,40 +24,6 @@ def _amused() -> dict:
         "transformer": build.stirred(transformer), "vqvae": vae, "text_encoder": build.clip_text(projected=True),
         "tokenizer": build.tokenizer(), "scheduler": diffusers.AmusedScheduler(mask_token_id=32),
     }  # fmt: skip
-
-
-class _Permissive(torch.nn.Module):
-    """In the place of Cosmos' safety checker, which is a package of its own."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def check_text_safety(self, prompt: str) -> bool:
-        return True
-
-    def check_video_safety(self, video):
-        return video
-
-
-COSMOS = {
-    "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "mlp_ratio": 2, "text_embed_dim": WIDTH,
-    "adaln_lora_dim": 4, "max_size": (4, 32, 32), "patch_size": (1, 2, 2), "rope_scale": (2.0, 1.0, 1.0),
-    "concat_padding_mask": True, "extra_pos_embed_type": "learnable", "in_channels": 4, "out_channels": 4,
-}  # fmt: skip
-
-
-def _cosmos(**options):
-    def made() -> dict:
-        scheduler = diffusers.EDMEulerScheduler(
-            sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras", prediction_type="epsilon", rho=7.0,
-            final_sigmas_type="sigma_min",
-        )  # fmt: skip
-        transformer = diffusers.CosmosTransformer3DModel(**{**COSMOS, **options})
-        return {
-            "transformer": build.stirred(transformer), "vae": cosmos(), "text_encoder": build.t5(), "tokenizer": build.words(512),
-            "scheduler": scheduler, "safety_checker": _Permissive(),
-        }  # fmt: skip
-
-    return made
 
 
 def _hidream() -> dict:
@@ -93,13 +57,10 @@ def _ovis() -> dict:
     }  # fmt: skip
 
 
-VIDEO = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}
-
 ENTRIES = [
     Entry("AmusedPipeline", _amused, sd.TEXT, idle=("vqvae.encoder",)),
     Entry("AmusedImg2ImgPipeline", _amused, {"prompt": PROMPT, "image": picture(32)}),
     Entry("AmusedInpaintPipeline", _amused, {"prompt": PROMPT, "image": picture(32), "mask_image": sd.MASK}),
-    Entry("CosmosTextToWorldPipeline", _cosmos(in_channels=5), {**VIDEO, "prompt": PROMPT}, idle=("safety_checker",)),
     Entry("HiDreamImagePipeline", _hidream, {**sd.TEXT, "max_sequence_length": 16},
           fallbacks={"transformer": ".numpy() is not supported"}),
     Entry("OvisImagePipeline", _ovis, {**sd.TEXT, "max_sequence_length": 64}),

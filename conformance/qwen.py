@@ -10,6 +10,7 @@ from .autoencoders import flux2, qwen
 from .build import VOCABULARY, WIDTH
 from .draw import picture
 from .table import Entry, register
+from .video_transformers import STATEFUL, WAN
 
 TEXT = {**sd.TEXT, "negative_prompt": "blue", "true_cfg_scale": 2.0, "max_sequence_length": 16}
 IMAGE = {**TEXT, "image": picture(32), "strength": 1.0}
@@ -74,10 +75,10 @@ def _klein() -> dict:
 KLEIN = {**sd.TEXT, "max_sequence_length": 16, "text_encoder_out_layers": (1,), "guidance_scale": 2.0}
 
 ENTRIES = [
-    Entry("QwenImagePipeline", parts, TEXT),
-    Entry("QwenImageImg2ImgPipeline", parts, IMAGE),
-    Entry("QwenImageInpaintPipeline", parts, {**IMAGE, "mask_image": sd.MASK}),
-    Entry("QwenImageControlNetPipeline", _controlled, {**TEXT, "control_image": picture(32, seed=2)}),
+    Entry("QwenImagePipeline", parts, TEXT, fallbacks={"vae.decoder": STATEFUL}),
+    Entry("QwenImageImg2ImgPipeline", parts, IMAGE, fallbacks=WAN),
+    Entry("QwenImageInpaintPipeline", parts, {**IMAGE, "mask_image": sd.MASK}, fallbacks=WAN),
+    Entry("QwenImageControlNetPipeline", _controlled, {**TEXT, "control_image": picture(32, seed=2)}, fallbacks=WAN),
     Entry("Flux2KleinPipeline", _klein, KLEIN),
     Entry("Flux2KleinPipeline", _klein, {**KLEIN, "image": picture(32)}, "with an image", "image"),
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Videos by UNets: AnimateDiff, Stable Video Diffusion, text-to-video."""
 
 import diffusers
-import torch
 
 from . import build, controlnet, sdxl
 from . import stable_diffusion as sd
@@ -64,21 +63,13 @@ def _svd() -> dict:
     }  # fmt: skip
 
 
-def _unet_3d(cls, **heads) -> torch.nn.Module:
-    unet = cls(
-        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), **heads,
-    )  # fmt: skip
-    return build.stirred(unet)
-
-
 def _modelscope() -> dict:
-    return sd.without(*sd.SAFETY, "feature_extractor", unet=_unet_3d(diffusers.UNet3DConditionModel, attention_head_dim=4))
-
-
-def _i2vgen() -> dict:
-    unet = _unet_3d(diffusers.I2VGenXLUNet, num_attention_heads=2)
-    return {**sd.without(*sd.SAFETY, unet=unet), **sd.image_encoder()}
+    unet = diffusers.UNet3DConditionModel(
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    )  # fmt: skip
+    return sd.without(*sd.SAFETY, "feature_extractor", unet=build.stirred(unet))
 
 
 # The pipeline puts it into the UNet.
@@ -95,7 +86,6 @@ ENTRIES = [
     Entry("AnimateDiffPAGPipeline", lambda: {**_animated()(), "pag_applied_layers": ["mid_block.*attn1"]},
           {**VIDEO, "pag_scale": 3.0}, idle=IDLE),
     Entry("PIAPipeline", _animated(unet=build.unet(in_channels=9)), {**VIDEO, "image": picture(32), "strength": 1.0}, idle=IDLE),
-    Entry("I2VGenXLPipeline", _i2vgen, {**VIDEO, "image": picture(32)}),
     Entry("StableVideoDiffusionPipeline", _svd, {"image": picture(32), "num_frames": 4, "height": 32, "width": 32}),
     Entry("TextToVideoSDPipeline", _modelscope, VIDEO),
     Entry("VideoToVideoSDPipeline", _modelscope, {"prompt": PROMPT, "video": FRAMES, "strength": 1.0}),

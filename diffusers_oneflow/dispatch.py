@@ -8,14 +8,15 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
 from . import budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
+from .bound import BoundWeights
+from .calls import Call, Open
 from .capture import Program, capture
 from .config import OneFlowConfig
+from .entries import Entry, Record
 from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
 from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
@@ -25,101 +26,10 @@ from .retrace import retrace
 from .structure import Interned, Structure
 
 _tracing = threading.local()
+# How many items of a graph's key are `Call.key`.
+_OF_CALL = 4
 # Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
 _WORTH_HOISTING = 32 << 20
-
-
-class Open(NamedTuple):
-    """Which numbers are inputs of a graph, for any value: the call's own, and the strengths of LoRA adapters."""
-
-    numbers: bool
-    strengths: bool
-
-
-@dataclass
-class Call:
-    """One call of a module.
-
-    Attributes:
-        flat: its arguments, without the factor.
-        strengths: of the module's LoRA adapters.
-        factor: by which this call multiplies them.
-        dtype: in which a graph takes them.
-    """
-
-    flat: signature.Flat
-    strengths: strengths.Sorted
-    factor: float
-    dtype: torch.dtype
-
-    def tensors(self, opened: Open) -> list[torch.Tensor]:
-        """What a graph gets."""
-        tensors = list(self.flat.tensors)
-        if opened.numbers:
-            tensors += [torch.tensor(n, dtype=torch.float64 if type(n) is float else torch.int64) for n in self.flat.numbers]
-        if opened.strengths:
-            tensors += [torch.tensor(n, dtype=self.dtype) for n in self.strengths.values(self.factor)]
-        return tensors
-
-    def key(self, opened: Open) -> tuple:
-        """The numbers that are no inputs."""
-        numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
-        values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
-        return opened, numbers, self.strengths.number, values
-
-    def fixed(self, opened: Open) -> tuple:
-        """The same for other processes: what of the call is part of a program, its arguments' description aside."""
-        numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
-        values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
-        return tuple(opened), numbers, self.strengths.layout, values, self.dtype
-
-
-@dataclass
-class Entry:
-    """A compiled graph and how it came to be."""
-
-    graph: CompiledGraph
-    result: signature.Flat
-    opened: Open
-    shapes: list[str]
-    ops: dict[str, int]
-    rewrites: list
-    seconds: dict[str, float]
-    hoisted: list[hoisting.Hoisted]
-    origin: str = "captured"
-    calls: int = 0
-    used: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """What it takes beside the arena that all graphs share, about."""
-        graphs = [self.graph, *(part.graph for part in self.hoisted)]
-        ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
-        kept = sum(part.kept_bytes for part in self.hoisted)  # shared ones count for each, which is too much, not too little
-        return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
-
-    def close(self):
-        """Free the memory of all its graphs."""
-        for part in self.hoisted:
-            part.release()
-        self.graph.close()
-
-    def __post_init__(self):
-        for part in self.hoisted:
-            part.users += 1
-
-
-@dataclass
-class Record:
-    """What a dispatcher has done, for `explain`.
-
-    Attributes:
-        fallbacks: reason -> number of calls that ran in torch for it.
-        built: graphs compiled so far, dropped ones included.
-    """
-
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    built: int = 0
 
 
 class Dispatcher:
@@ -147,8 +57,7 @@ class Dispatcher:
         self._most_open: dict[tuple, Open] = {}
         self._groups: dict[int, strengths.Groups] = {}
         self._seen_numbers: dict[tuple, tuple] = {}
-        self._weights: dict[str, tuple] = {}
-        self._store = None
+        self._weights = BoundWeights(config)
         self._programs = Programs(config.cache)
         budget.join(self)
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
@@ -170,12 +79,14 @@ class Dispatcher:
     @property
     def packed_bytes(self) -> int:
         """Bytes of packed copies of weights."""
-        return self._store.packed_bytes if self._store is not None else 0
+        store = self._weights.store
+        return store.packed_bytes if store is not None else 0
 
     @property
     def released_bytes(self) -> int:
         """Bytes of torch's own weights that are not in memory now."""
-        return self._store.released_bytes if self._store is not None else 0
+        store = self._weights.store
+        return store.released_bytes if store is not None else 0
 
     def __call__(self, *args, **kwargs):
         module = self._module()
@@ -207,9 +118,9 @@ class Dispatcher:
             for entry in self.entries:
                 entry.close()
             self._graphs.clear()
-            if self._store is not None:
-                self._store.close()
-            self._drop_weights()
+            if self._weights.store is not None:
+                self._weights.store.close()
+            self._weights.drop()
             self._structure, self._interned = None, Interned()
             self._programs.forget()
             for known in (self._groups, self._most_open, self._seen_numbers):
@@ -248,21 +159,21 @@ class Dispatcher:
     def _drop_stale(self, known: Structure):
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
         for key in [k for k in self._graphs if k[0] == known.token]:
-            entry = self._graphs.pop(key)
+            entry = self._pop(key)
             if isinstance(entry, Entry):
                 entry.close()
-        self._drop_weights()
-
-    def _drop_weights(self):
-        # Graphs of another structure may still read from the store: it goes with the last of them.
-        self._weights.clear()
-        self._store = None
+        self._weights.drop()
 
     def _entry(self, module, structure: Structure, call: Call) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
         flat = call.flat
-        tensors = tuple([(type(t), t.shape, t.dtype, t.device, t.layout) for t in flat.tensors])
-        base = (structure.token, flat.spec, tensors, torch.get_default_dtype(), _attention_backend())
+        base = (
+            structure.token,
+            flat.spec,
+            tuple(map(signature.kind, flat.tensors)),
+            torch.get_default_dtype(),
+            _attention_backend(),
+        )
         with self._lock:
             opened = self._open(base, call)
             key = (*base, *call.key(opened))
@@ -283,10 +194,7 @@ class Dispatcher:
                 entry.used = budget.tick()
             if known:
                 return entry
-            while len(self._graphs) > self.config.max_graphs:
-                _, oldest = self._graphs.popitem(last=False)
-                if isinstance(oldest, Entry):
-                    oldest.close()
+            self._trim()
             budget.keep_within(self.config.max_bytes, entry)
             return entry
 
@@ -298,11 +206,33 @@ class Dispatcher:
             key = next((k for k, e in self._graphs.items() if e is entry), None)
             if key is None:
                 return False
-            del self._graphs[key]
-            entry.close()
-            return True
+            self._pop(key)
         finally:
             self._lock.release()
+        # It waits for the engine, whose thread may be collecting garbage, and with it this dispatcher.
+        entry.close()
+        return True
+
+    def _trim(self):
+        """Drop the least recently used beyond `max_graphs`; reasons why there is none take little, and are kept longer."""
+        for key in [k for k, e in self._graphs.items() if isinstance(e, Entry)][: -self.config.max_graphs]:
+            self._pop(key).close()
+        while len(self._graphs) > 4 * self.config.max_graphs:
+            key, oldest = next(iter(self._graphs.items()))
+            self._pop(key)
+            if isinstance(oldest, Entry):
+                oldest.close()
+
+    def _pop(self, key: tuple) -> Entry | str:
+        """Forget one graph, and with the last of its kind what was learned of such calls."""
+        entry = self._graphs.pop(key)
+        base = key[:-_OF_CALL]
+        if not any(k[:-_OF_CALL] == base for k in self._graphs):
+            self._most_open.pop(base, None)
+            self._seen_numbers.pop(base, None)
+        if not any(k[0] == base[0] for k in self._graphs) and (self._structure is None or self._structure.token != base[0]):
+            self._groups.pop(base[0], None)
+        return entry
 
     def _open(self, base: tuple, call: Call) -> Open:
         """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
@@ -326,10 +256,10 @@ class Dispatcher:
                 found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
                 program = found.program
                 bar.stage("passes", 1.0)
-                store = self._prepare(native)
+                store = self._weights.prepare(native)
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
-                bind = functools.partial(self._bind, structure, store)
+                bind = functools.partial(self._weights.bind, structure, store)
                 known = [part for entry in self.entries for part in entry.hoisted]
                 hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
                 graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)
@@ -369,25 +299,6 @@ class Dispatcher:
                 return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
         finally:
             _tracing.on = False
-
-    def _prepare(self, native: bool):
-        """The store of weights for the pack's kernels, or None without the pack."""
-        if native and self._store is None:
-            from .kernels.weights import WeightStore
-
-            self._store = WeightStore(self.config.weights)
-        return self._store if native else None
-
-    def _bind(self, structure: Structure, store, program: Program) -> dict[str, interop.Weight]:
-        """Placeholder -> weight, with a OneFlow tensor on its own memory, one per weight for all graphs."""
-        bound = {}
-        for name, qualified in program.weights.items():
-            if qualified not in self._weights:
-                self._weights[qualified] = _weight(qualified, structure.weights[qualified])
-            bound[name] = interop.Weight(structure.weights[qualified], self._weights[qualified], store)
-        for name, constant in program.constants.items():
-            bound[name] = interop.Weight(constant, _weight(name, constant), store)
-        return bound
 
     def _run(self, entry: Entry, call: Call):
         entry.calls += 1
@@ -434,20 +345,6 @@ def _attention_backend():
     """What diffusers computes attention with, for the whole process."""
     module = sys.modules.get("diffusers.models.attention_dispatch")
     return module._AttentionBackendRegistry._active_backend if module is not None else None
-
-
-def _number_key(number) -> tuple:
-    return type(number), number.hex() if type(number) is float else number
-
-
-def _weight(name: str, tensor: torch.Tensor) -> tuple:
-    if reason := interop.refusal(tensor.detach() if type(tensor) is torch.nn.Parameter else tensor):
-        raise Unsupported(f"the weight {name}", reason)
-    try:
-        view, order = interop.flow_view(tensor)
-    except ValueError as error:
-        raise Unsupported(f"the weight {name}", str(error)) from None
-    return interop.to_flow(view), order
 
 
 def _forget(reference):

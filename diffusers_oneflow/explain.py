@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .backend import dispatcher_of, models
-from .dispatch import Dispatcher, Entry
+from .dispatch import Dispatcher
+from .entries import Entry
 
 
 @dataclass

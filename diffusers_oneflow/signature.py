@@ -23,7 +23,7 @@ class Flat:
 
     Attributes:
         spec: nested tuples that describe the value without its tensors and numbers; hashable.
-        tensors: the tensors, in order.
+        tensors: the tensors, in order, each once.
         numbers: Python floats and ints that may become inputs of a graph, in order.
     """
 
@@ -58,6 +58,10 @@ def _describe(value, flat: Flat, open_depth: int) -> tuple:
     if kind in _COMMON:
         return ("plain", kind, value)
     if isinstance(value, torch.Tensor):
+        # One tensor in two places is one input: what is captured from it holds for such calls alone.
+        for place, known in enumerate(flat.tensors):
+            if known is value:
+                return ("tensor", place)
         flat.tensors.append(value)
         return ("tensor", len(flat.tensors) - 1)
     if open_depth and kind in (float, int):
@@ -82,6 +86,13 @@ def _describe(value, flat: Flat, open_depth: int) -> tuple:
         names = [f.name for f in dataclasses.fields(value)]
         return ("dataclass", kind, tuple((n, _describe(getattr(value, n), flat, 0)) for n in names))
     raise Unkeyable(f"an argument of type {kind.__module__}.{kind.__qualname__}")
+
+
+def kind(tensor: torch.Tensor) -> tuple:
+    """All of a tensor but its content: code may ask for any of it."""
+    strides = None if tensor.layout != torch.strided or tensor.is_contiguous() else tensor.stride()
+    views = tensor.is_conj(), tensor.is_neg()
+    return type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout, strides, views
 
 
 def rebuild(spec: tuple, tensors: Sequence[torch.Tensor], numbers: Sequence = ()):

@@ -92,6 +92,46 @@ class Scaled(torch.nn.Module):
         return y * 2 if double else y
 
 
+class Two(torch.nn.Module):
+    def forward(self, x, y):
+        return 2 * x - y, x
+
+
+def test_one_tensor_in_two_places_is_another_call_than_two_tensors():
+    module = attached(Two(), fallback="error")
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    for a, b in ((x, x), (x, y), (y, y)):
+        made, expected = module(a, b), reference(module, a, b)
+        torch.testing.assert_close(made[0], expected[0], **CLOSE)
+        torch.testing.assert_close(made[1], expected[1], **CLOSE)
+    assert built(module) == 2
+
+
+class AsksForTheLayout(torch.nn.Module):
+    def forward(self, x):
+        return x * (2 if x.is_contiguous() else 3) + x.stride(0)
+
+
+def test_code_that_asks_for_the_layout_is_never_stale():
+    module = attached(AsksForTheLayout(), fallback="error")
+    x = torch.randn(4, 6)
+    for given in (x, x.T, torch.randn(4, 12)[:, ::2], torch.randn(4, 9)[:, :6], x + 1):
+        torch.testing.assert_close(module(given), reference(module, given), **CLOSE)
+
+
+def test_what_is_learned_of_calls_goes_with_their_graphs():
+    class Scaled(torch.nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    module = attached(Scaled(), max_graphs=2)
+    for size in range(1, 9):
+        module(torch.randn(size), 1.5)
+    dispatcher = dispatcher_of(module)
+    assert len(dispatcher.entries) == 2 == len(dispatcher._graphs)
+    assert all(len(known) <= 2 for known in (dispatcher._seen_numbers, dispatcher._most_open, dispatcher._groups))
+
+
 def test_ten_float_values_build_one_graph():
     module = attached(Scaled(), fallback="error")
     x = torch.randn(3, 4)

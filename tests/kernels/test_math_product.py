@@ -135,6 +135,19 @@ def test_convolutions_of_any_shape(
     check(variant, x, weight, bias, *pairs, residual, act, first, pack=pack)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    variants, st.integers(1, 3), st.integers(1, 9), st.sampled_from([16, 32, 48]), st.sampled_from([32, 64, 96, 320]),
+    st.sampled_from([5, 32, 70]), st.integers(0, 3), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_neighbours_that_share_their_pixels(variant, n, h, ow, c, oc, padding, pack, seed):
+    """Where results of a line come in sixteens, AMX splits each pixel once for its nine taps."""
+    h, w = max(h, 3 - 2 * padding), ow + 2 - 2 * padding
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(n, h, w, c, generator=generator), torch.randn(oc, c, 3, 3, generator=generator) / (9 * c) ** 0.5
+    check(variant, x, weight, torch.randn(oc, generator=generator), padding=(padding, padding), act="silu", pack=pack)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     variants, st.sampled_from([1, 2, 3, 11, 12, 13, 25, 77, 190]), st.sampled_from([1, 7, 288, 289, 600]),
@@ -149,8 +162,10 @@ def test_gated_linear_layers(variant, rows, c, out, gate, biased, pack, seed):
 
 @pytest.mark.parametrize("variant", available())
 @pytest.mark.parametrize(
-    "shape", [(2, 32, 32, 64, 96, 3), (2, 4, 4, 640, 320, 3), (1, 40, 40, 40, 40, 1), (1, 1, 1500, 320, 64, 1)]
-)
+    "shape",
+    [(2, 32, 32, 64, 96, 3), (3, 20, 48, 320, 64, 3), (2, 4, 4, 640, 320, 3), (1, 40, 40, 40, 40, 1), (1, 1, 1500, 320, 64, 1),
+     (1, 6, 512, 128, 40, 3)],
+)  # fmt: skip
 def test_large_ones_on_all_threads(variant, shape):
     n, h, w, c, oc, k = shape
     x, weight, bias = torch.randn(n, h, w, c), torch.randn(oc, c, k, k), torch.randn(oc)
@@ -190,3 +205,19 @@ def test_nan_and_infinity_stay_where_they_are(variant):
     x[0, 0, 2, 1], x[0, 0, 3, 0] = float("nan"), float("inf")
     y = run(variant, x, weight)[0, 0]
     assert y[2].isnan().all() and y[3].isinf().all() and not y[[0, 1, 4]].any()
+
+
+@pytest.mark.parametrize("variant", available())
+@pytest.mark.parametrize("shape", [(1, 20, 16, 32, 40), (1, 5, 8, 64, 40), (1, 20, 12, 20, 40)])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_pixel_that_is_not_finite_spoils_its_neighbours_alone(variant, shape, value):
+    """On AMX these are three ways, and each of them has to leave such an image to the multiply-add tiles."""
+    n, h, w, c, oc = shape
+    x, weight = torch.randn(n, h, w, c), (torch.rand(oc, c, 3, 3) + 0.1) / (9 * c) ** 0.5
+    clean = run(variant, x, weight, padding=(1, 1), pack=False)
+    x[0, 2, 4, c - 1] = value
+    y = run(variant, x, weight, padding=(1, 1), pack=False)
+    spoiled = torch.zeros(n, h, w, oc, dtype=torch.bool)
+    spoiled[0, 1:4, 3:6] = True
+    assert torch.equal(~y.isfinite(), spoiled) and (value != value or (y[spoiled] == value).all())
+    torch.testing.assert_close(y[~spoiled], clean[~spoiled])

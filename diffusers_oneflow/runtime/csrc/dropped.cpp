@@ -208,7 +208,7 @@ Outcome Drop(Dropped* dropped) {
   if (!IsTracked({dropped->begin, dropped->end})) {
     outcome = DropAll(dropped, &busy);
     // Shared with a forked child, or pinned, or for a moment in Linux's own hands. The first become this process's own.
-    for (int wait = 1; outcome == Outcome::kRefused && busy && wait <= 32; wait *= 2) {
+    for (int wait = 1; outcome == Outcome::kRefused && busy && wait <= 256; wait *= 2) {
       Restore(dropped);
       madvise(reinterpret_cast<void*>(dropped->begin), dropped->end - dropped->begin, kPopulateWrite);
       std::this_thread::sleep_for(std::chrono::milliseconds(wait));

@@ -11,7 +11,6 @@ namespace dfo::math {
 struct Ahead {
   const char* row = nullptr;
   int64_t line = 0, lines = 0, rows = 0, stride = 0;  // stride in bytes
-  int64_t some = 8;                                   // lines that are fetched at a time, see amx.h
 
   // Only as long as there are lines.
   void Fetch() {

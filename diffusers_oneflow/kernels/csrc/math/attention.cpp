@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "amx.h"
+#include "amx_lists.h"
 #include "functions.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -202,13 +202,12 @@ class Attend {
     }
     const char* b = p_ + panels * kParts * kTile;
     alignas(64) float made[32 * kColumns];
-    Ahead none;
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t columns = c_.d - panel * kColumns;
       if (columns > 16) {
-        amx::Multiply32x32(p_, b, Values(place, panel), panels, made, &none);
+        amx::Multiply32x32(p_, b, {}, Values(place, panel), panels, made, [] {});
       } else {
-        amx::Multiply32x16(p_, b, Values(place, panel), panels, made);
+        amx::Multiply32x16(p_, b, Values(place, panel), panels, made, [] {});
       }
       for (int64_t i = 0; i < count; ++i) {
         float* sums = sums_ + ((r + i) * panels_ + panel) * kColumns;
@@ -252,7 +251,6 @@ class Attend {
   void Scores(const char* q, int64_t place, int64_t panels) {
     alignas(64) float made[32 * kColumns];
     const int64_t chain = lists_ ? kListChain : kChain;
-    Ahead none;
     for (int64_t i = 0; i < panels; ++i) {
       const char* keys = keys_ + (place + i * kColumns) * key_bytes_;
       float* scores = scores_ + i * 32 * kColumns;
@@ -263,7 +261,7 @@ class Attend {
         if (lists_) {
           amx::MultiplyLists(a, b, columns, steps, to);
         } else {
-          amx::Multiply32x32(a, b, columns, steps, to, &none);
+          amx::Multiply32x32(a, b, {}, columns, steps, to, [] {});
         }
         if (step > 0) { amx::Add(made, 32 * kColumns, scores); }
       }

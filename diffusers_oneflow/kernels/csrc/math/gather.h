@@ -1,5 +1,8 @@
 // The numbers of x that a row of a product's result is made of.
 #pragma once
+#include <algorithm>
+
+#include "ahead.h"
 #include "panels.h"
 #include "vec.h"
 
@@ -61,5 +64,46 @@ inline void GatherRows(const Product& p, int64_t first, int64_t channels, int64_
     }
   }
 }
+
+// Rows of a product, gathered one by one as Tiles multiplies them.
+template <class Tiles>
+class Gathered {
+ public:
+  Gathered(const Product& p, const Blocks& blocks) : p_(p), blocks_(blocks) {}
+
+  // `rows` rows take RowBytes() each and ExtraBytes(rows) more.
+  int64_t RowBytes() const { return Tiles::RowBytes(blocks_.Depth(0)); }
+  int64_t ExtraBytes(int64_t) const { return Tiles::kRows * RowBytes(); }
+  // What part of a row is gathered of its own.
+  double Share() const { return 1; }
+
+  // The numbers that a block of the filter meets, of `count` rows from `row` on. False where one is not finite, and Tiles
+  // needs it to be.
+  bool Fill(int64_t block, int64_t row, int64_t count, char* memory) {
+    memory_ = memory;
+    const int64_t depth = blocks_.Depth(block);
+    bool fine = true;
+    GatherRows(p_, block * blocks_.channels, blocks_.Channels(block), row, count,
+               [&](int64_t r) { return Tiles::Row(memory, r); },
+               [&](int64_t r, const float* to) { fine &= Tiles::Put(to, depth, memory, r); });
+    for (int64_t r = count; r % Tiles::kRows != 0; ++r) {
+      float* to = Tiles::Row(memory, r);
+      std::fill(to, to + depth, 0.0f);
+      Tiles::Put(to, depth, memory, r);
+    }
+    return fine;
+  }
+
+  // out = or += `rows` of them, from the `first` on, times a part of the block: see Tiles::Multiply.
+  void Multiply(int64_t first, int rows, const char* block, int64_t begin, int64_t depth, bool add, float* out, Ahead* next,
+                typename Tiles::Sums* sums) const {
+    Tiles::Multiply(memory_, first, rows, block, begin, depth, add, out, next, sums);
+  }
+
+ private:
+  const Product& p_;
+  const Blocks& blocks_;
+  char* memory_ = nullptr;
+};
 
 }  // namespace dfo::math

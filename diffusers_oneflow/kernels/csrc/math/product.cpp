@@ -7,6 +7,7 @@
 
 #include "finish.h"
 #include "gather.h"
+#include "lines.h"
 #include "panels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -63,13 +64,14 @@ class Prepared {
   const char* memory_ = nullptr;
 };
 
-// What one thread computes: tiles of rows [first_row, last_row) by panels [first_panel, last_panel).
-template <class Tiles>
+// What one thread computes: tiles of rows [first_row, last_row) by panels [first_panel, last_panel). Rows: see Gathered.
+template <class Tiles, class Rows = Gathered<Tiles>>
 class Part {
  public:
   Part(const Product& p, const Prepared<Tiles>& prepared, int64_t first_row, int64_t last_row, int64_t first_panel,
        int64_t last_panel)
-      : p_(p), prepared_(prepared), f_(p.filter), blocks_(p.filter), half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
+      : p_(p), prepared_(prepared), f_(p.filter), blocks_(p.filter), rows_(p, blocks_),
+        half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
         first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
 
   // Whether it reads the filter more than once.
@@ -82,7 +84,7 @@ class Part {
     const int64_t panels = group * (half_ ? 2 : 1);
     const int64_t depth = blocks_.Depth(0), block = CeilDiv(depth * kColumns * 4, 64) * 64;
     const int64_t results = panels * (rows + kRows) * kColumns * 4, made = CeilDiv(Tiles::BlockBytes(depth), 64) * 64;
-    const int64_t gathered = CeilDiv((rows + kRows) * Tiles::RowBytes(depth), 4096) * 4096;
+    const int64_t gathered = CeilDiv(rows * rows_.RowBytes() + rows_.ExtraBytes(rows), 4096) * 4096;
     static thread_local Scratch scratch;
     a_ = scratch.Get(gathered + results + block + made);
     if (a_ == nullptr) { return false; }
@@ -108,14 +110,14 @@ class Part {
   // group of rows, and what belongs to both has to stay in the cache.
   std::pair<int64_t, int64_t> Sizes() const {
     const int64_t rows = last_row_ - first_row_, panels = last_panel_ - first_panel_;
-    const int64_t row = Tiles::RowBytes(blocks_.Depth(0));
-    const double split = Tiles::kSplits ? kSplit : 0, gather = kGather + split;
+    const double split = Tiles::kSplits ? kSplit : 0, gather = (kGather + split) * rows_.Share();
     const double prepare = prepared_.filled() ? kRead : split + (p_.packed == nullptr ? kPack : kRead);
     std::pair<int64_t, int64_t> best{kRows, 1};
     double least = 0;
     for (int64_t groups = 1; groups <= panels; ++groups) {
       const int64_t group = CeilDiv(panels, groups), columns = group * kColumns * (half_ ? 2 : 1);
-      const int64_t fit = std::max<int64_t>(kCache / (row + columns * 4), kRows), parts = CeilDiv(rows, fit);
+      const int64_t room = kCache - rows_.ExtraBytes(0);
+      const int64_t fit = std::max<int64_t>(room / (rows_.RowBytes() + columns * 4), kRows), parts = CeilDiv(rows, fit);
       const double cost = gather * static_cast<double>(CeilDiv(panels, group) * rows) +
                           prepare * static_cast<double>(parts * panels * kColumns);
       if (groups == 1 || cost < least) { least = cost, best = {CeilDiv(CeilDiv(rows, parts), kRows) * kRows, group}; }
@@ -130,12 +132,13 @@ class Part {
     // The i-th panel of the group: the gates come after what they gate.
     const auto number = [&](int64_t i) { return i < panels ? panel + i : panel + half_ + i - panels; };
     for (int64_t block = 0; block < blocks_.count; ++block) {
-      fine &= Gather(row, block);
+      fine &= rows_.Fill(block, row, count_, a_);
       for (int64_t i = 0; i < all; ++i) {
         const bool last = i + 1 == all;
         fine &= Multiply(number(i), block, number(last ? 0 : i + 1), std::min(block + last, blocks_.count - 1), C(i));
       }
     }
+    sums_.Settle();
     if (!fine) { return Part<FmaTiles>(p_, Prepared<FmaTiles>(f_), row, row + count_, panel, panel + panels).Run(); }
     for (int64_t r = 0; r < count_; ++r) { Finish(row + r, r, panel, panels); }
     return true;
@@ -154,7 +157,7 @@ class Part {
     return {reinterpret_cast<const char*>(first), 0, blocks_.Depth(block) / 16 + 1, kColumns, f_.strides[0] * 4};
   }
 
-  // This and Gather: false where a number is not finite, and Tiles needs it to be.
+  // False where a number is not finite, and Tiles needs it to be.
   bool Multiply(int64_t panel, int64_t block, int64_t next_panel, int64_t next_block, float* c) {
     Ahead next = Next(next_panel, next_block);
     const int64_t depth = blocks_.Depth(block);
@@ -173,23 +176,9 @@ class Part {
     }
     for (int64_t begin = 0; begin < depth; begin += Tiles::kPart) {
       for (int64_t t = 0; t < count_; t += kRows) {
-        Tiles::Multiply(a_, t, static_cast<int>(std::min<int64_t>(kRows, count_ - t)), b, begin, depth, block + begin > 0,
-                        c + t * kColumns, &next);
+        rows_.Multiply(t, static_cast<int>(std::min<int64_t>(kRows, count_ - t)), b, begin, depth, block + begin > 0,
+                       c + t * kColumns, &next, &sums_);
       }
-    }
-    return fine;
-  }
-
-  // The numbers of x that a block of the filter meets.
-  bool Gather(int64_t row, int64_t block) {
-    const int64_t channels = blocks_.Channels(block), depth = blocks_.Depth(block);
-    bool fine = true;
-    GatherRows(p_, block * blocks_.channels, channels, row, count_, [&](int64_t r) { return Tiles::Row(a_, r); },
-               [&](int64_t r, const float* to) { fine &= Tiles::Put(to, depth, a_, r); });
-    for (int64_t r = count_; r < PaddedRows(); ++r) {
-      float* to = Tiles::Row(a_, r);
-      std::fill(to, to + depth, 0.0f);
-      Tiles::Put(to, depth, a_, r);
     }
     return fine;
   }
@@ -207,6 +196,8 @@ class Part {
   const Prepared<Tiles>& prepared_;
   const Filter& f_;
   Blocks blocks_;
+  Rows rows_;
+  typename Tiles::Sums sums_;
   int64_t half_;  // panels between a column and its gate
   int64_t first_row_, last_row_, first_panel_, last_panel_;
   int64_t count_ = 0;
@@ -231,18 +222,18 @@ std::pair<int64_t, int64_t> Grid(int64_t threads, int64_t rows, int64_t panels, 
   return {threads / across, across};
 }
 
-template <class Tiles>
+template <class Tiles, class Rows = Gathered<Tiles>>
 bool RunWith(const Product& p) {
   const int64_t rows = p.batch * p.oh * p.ow, tiles = CeilDiv(rows, Tiles::kRows);
   const int64_t panels = CeilDiv(p.filter.n, kColumns) / (p.gate == Act::kNone ? 1 : 2);
   const int64_t depth = p.filter.c * p.filter.kh * p.filter.kw;
   Prepared<Tiles> prepared(p.filter);
-  if (rows * panels * kColumns * depth < kEnough) { return Part<Tiles>(p, prepared, 0, rows, 0, panels).Run(); }
+  if (rows * panels * kColumns * depth < kEnough) { return Part<Tiles, Rows>(p, prepared, 0, rows, 0, panels).Run(); }
   const auto part = [&](int64_t thread, std::pair<int64_t, int64_t> grid) {
     const auto [down, across] = grid;
     const int64_t i = thread / across, j = thread % across;
     const auto row = [&](int64_t k) { return std::min(rows, tiles * k / down * Tiles::kRows); };
-    return Part<Tiles>(p, prepared, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across);
+    return Part<Tiles, Rows>(p, prepared, row(i), row(i + 1), panels * j / across, panels * (j + 1) / across);
   };
   // A filter that would be prepared more than once, by several threads or for several groups of rows, is prepared before.
   static thread_local Scratch whole;
@@ -261,8 +252,11 @@ bool RunWith(const Product& p) {
 bool Run(const Product& p) {
 #if defined(__AMX_BF16__)
   if (p.batch * p.oh * p.ow > kFewRows) {
-    if (!Turns(p)) { return RunWith<AmxTiles>(p); }
-    if (RunTurned(p)) { return true; }
+    if (Turns(p)) {
+      if (RunTurned(p)) { return true; }
+    } else {
+      return Lines::Fit(p) ? RunWith<AmxTiles, Lines>(p) : RunWith<AmxTiles>(p);
+    }
   }
 #endif
   return RunWith<FmaTiles>(p);

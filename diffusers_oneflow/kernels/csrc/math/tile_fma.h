@@ -21,6 +21,10 @@ struct FmaTiles {
   static int64_t BlockBytes(int64_t depth) { return depth * kColumns * sizeof(float); }
 
   struct Registers {};
+  // Results still to be added up: see amx.h.
+  struct Sums {
+    void Settle() {}
+  };
 
   static float* Row(char* rows, int64_t r) { return reinterpret_cast<float*>(rows) + r * kDepth; }
   static bool Put(const float*, int64_t, char*, int64_t) { return true; }
@@ -29,7 +33,7 @@ struct FmaTiles {
   // out (rows, kColumns) = or += the rows from `first` on times the block, of `depth` numbers; of these only kPart from
   // `begin` on. Of at most kRows rows only as many are computed as there are, or some more.
   static void Multiply(const char* gathered, int64_t first, int rows, const char* block, int64_t, int64_t depth, bool add,
-                       float* out, Ahead* next) {
+                       float* out, Ahead* next, Sums*) {
     const float* a = Row(const_cast<char*>(gathered), first);
     const float* b = reinterpret_cast<const float*>(block);
 #if defined(__AVX512F__)

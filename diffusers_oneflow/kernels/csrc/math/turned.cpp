@@ -28,6 +28,8 @@ class Pixels {
 
   int64_t Bytes() const { return panels_ * blocks_.count * size_; }
   int64_t panels() const { return panels_; }
+  // Whether it has no more than 16.
+  bool Narrow(int64_t panel) const { return rows_ - panel * kColumns <= 16; }
   const Blocks& blocks() const { return blocks_; }
   // Of one block, all pixels.
   int64_t BlockBytes() const { return panels_ * size_; }
@@ -90,30 +92,41 @@ class Channels {
     // A row of the filter is read in pieces as long as possible: so the processor fetches it ahead.
     const int64_t at_once = std::clamp<int64_t>(kColumnCache / pixels_.BlockBytes(), 1, blocks_.count);
     static thread_local Scratch scratch;
-    a_ = scratch.Get(32 * amx::RowBytes(kDepth) + group * sides * tile_floats * 4);
-    if (a_ == nullptr) { return false; }
-    c_ = reinterpret_cast<float*>(a_ + 32 * amx::RowBytes(kDepth));
+    char* memory = scratch.Get(2 * kRowsBytes + group * sides * tile_floats * 4);
+    if (memory == nullptr) { return false; }
+    auto* c = reinterpret_cast<float*>(memory + 2 * kRowsBytes);
     amx::Registers registers;
     for (; begin < end; begin += group) {
       const int64_t tiles = std::min(group, end - begin);
       for (int64_t first = 0; first < blocks_.count; first += at_once) {
-        const int64_t last = std::min(first + at_once, blocks_.count);
-        for (int64_t i = 0; i < tiles * sides; ++i) {
-          for (int64_t block = first; block < last; ++block) {
-            const bool end_of_row = block + 1 == last;
-            const float* next = Row(Channel(begin, tiles, i + end_of_row), end_of_row ? first : block + 1);
-            if (!Multiply(Channel(begin, tiles, i), block, next, c_ + i * tile_floats)) { return false; }
-          }
+        const int64_t blocks = std::min(at_once, blocks_.count - first), count = tiles * sides * blocks;
+        const auto channel = [&](int64_t k) { return Channel(begin, tiles, k / blocks); };
+        const auto block = [&](int64_t k) { return first + k % blocks; };
+        const auto rows = [&](int64_t k) { return memory + k % 2 * kRowsBytes; };
+        // While one product is computed, the filter's rows of the next are split, and those of the one after fetched.
+        const auto split = [&](int64_t k) {
+          const float* next = k + 1 < count ? Row(channel(k + 1), block(k + 1)) : Row(channel(k), first);
+          rows_.Begin(Row(channel(k), block(k)), next, p_.filter.strides[0], p_.filter.n - channel(k), blocks_.Depth(block(k)),
+                      rows(k));
+        };
+        split(0);
+        for (int64_t k = 0; k < count; ++k) {
+          if (!rows_.Finish()) { return false; }
+          if (k + 1 < count) { split(k + 1); }
+          Multiply(rows(k), block(k), c + k / blocks * tile_floats);
         }
       }
+      sums_.Settle();
       for (int64_t i = 0; i < tiles; ++i) {
-        Finish((begin + i) * 32, c_ + i * tile_floats, half_ ? c_ + (tiles + i) * tile_floats : nullptr);
+        Finish((begin + i) * 32, c + i * tile_floats, half_ ? c + (tiles + i) * tile_floats : nullptr);
       }
     }
     return true;
   }
 
  private:
+  static constexpr int64_t kRowsBytes = 32 * kDepth * amx::kParts * 2;
+
   // The first channel of the i-th tile of a group: the gates come after what they gate.
   int64_t Channel(int64_t begin, int64_t tiles, int64_t i) const {
     return i < tiles ? (begin + i) * 32 : half_ + (begin + i - tiles) * 32;
@@ -123,23 +136,16 @@ class Channels {
     return p_.filter.data + channel * p_.filter.strides[0] + block * blocks_.channels * blocks_.taps;
   }
 
-  bool Multiply(int64_t channel, int64_t block, const float* next_row, float* c) {
-    const Filter& f = p_.filter;
-    const int64_t depth = blocks_.Depth(block);
-    const float* from = Row(channel, block);
-    static constexpr float kNone[kDepth] = {};
-    bool fine = true;
-    for (int64_t r = 0; r < 32; ++r) { fine &= amx::Put(channel + r < f.n ? from + r * f.strides[0] : kNone, depth, a_, r); }
-    if (!fine) { return false; }
-    // Fetched evenly while this block is multiplied: at once they would keep the pixels from their own memory.
-    const int64_t lines = depth / 16 + 1, times = pixels_.panels() * amx::Steps(depth) * 6;
-    Ahead next{reinterpret_cast<const char*>(next_row), 0, lines, 31, f.strides[0] * 4, CeilDiv(lines * 32, times)};
+  void Multiply(const char* rows, int64_t block, float* c) {
+    const int64_t depth = blocks_.Depth(block), sixteen = amx::Steps(depth) * amx::kParts * amx::kTile;
+    Ahead none;
     for (int64_t begin = 0; begin < depth; begin += AmxTiles::kPart) {
+      const char* a = rows + begin / kStep * amx::kParts * amx::kTile;
       for (int64_t panel = 0; panel < pixels_.panels(); ++panel) {
-        AmxTiles::Multiply(a_, 0, 32, pixels_.Block(block, panel), begin, depth, block + begin > 0, c + panel * 32 * kColumns, &next);
+        AmxTiles::Multiply(a, a + sixteen, {}, pixels_.Block(block, panel), begin, depth, block + begin > 0,
+                           c + panel * 32 * kColumns, &none, &sums_, pixels_.Narrow(panel), [&] { rows_.Some(); });
       }
     }
-    return true;
   }
 
   // (channel, pixel) to rows of y.
@@ -169,8 +175,8 @@ class Channels {
   const Pixels& pixels_;
   const Blocks& blocks_;
   int64_t half_;
-  char* a_ = nullptr;
-  float* c_ = nullptr;
+  amx::PutMeanwhile rows_;
+  amx::Sums sums_;
 };
 
 }  // namespace
