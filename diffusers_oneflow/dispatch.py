@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import budget, engine, hoisting, interop, passes, progress, signature, strengths
+from . import budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
 from .bound import BoundWeights
 from .calls import Call, Open
 from .capture import Program, capture
@@ -247,7 +247,7 @@ class Dispatcher:
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
-            with bar:
+            with bar, garbage.paused():
                 engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
                 tensors = call.tensors(opened)
@@ -260,7 +260,8 @@ class Dispatcher:
                 wanted = native and self.config.hoist is not False
                 prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
                 bind = functools.partial(self._weights.bind, structure, store)
-                hoisted = hoisting.build(prologues, program, bind, tensors, store)
+                known = [part for entry in self.entries for part in entry.hoisted]
+                hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
                 graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)
         except EngineUnavailable:
             raise
@@ -294,7 +295,8 @@ class Dispatcher:
         try:
             if known:
                 return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
-            return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
+            with garbage.resumed():
+                return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
         finally:
             _tracing.on = False
 

@@ -28,13 +28,17 @@ class Entry:
         """What it takes beside the arena that all graphs share, about."""
         graphs = [self.graph, *(part.graph for part in self.hoisted)]
         ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
-        kept = sum(part.kept_bytes for part in self.hoisted)
+        kept = sum(part.kept_bytes for part in self.hoisted)  # shared ones count for each, which is too much, not too little
         return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
+
+    def __post_init__(self):
+        for part in self.hoisted:
+            part.users += 1
 
     def close(self):
         """Free the memory of all its graphs."""
         for part in self.hoisted:
-            part.graph.close()
+            part.release()
         self.graph.close()
 
 

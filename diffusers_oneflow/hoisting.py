@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 
 from . import engine
+from .capture import Program
 from .graph import CompiledGraph
 from .passes.hoist import Prologue
 
@@ -24,10 +25,16 @@ class Hoisted:
         buffers: what the main graph reads, one for each result.
         weights: the tensors that the prologue reads. Of those that the graph's store releases it notices writes itself:
             they are not there to be watched.
+        content: what tells prologues that compute the same from others.
+
+    Attributes:
+        users: how many graphs read the buffers: those for other sizes share one prologue.
     """
 
-    def __init__(self, graph: CompiledGraph, positions: list[int], buffers: list[torch.Tensor], weights: list[torch.Tensor]):
-        self.graph, self.runs = graph, 0
+    def __init__(
+        self, graph: CompiledGraph, positions: list[int], buffers: list[torch.Tensor], weights: list[torch.Tensor], content: tuple
+    ):
+        self.graph, self.runs, self.users, self.content = graph, 0, 0, content
         self._positions, self._buffers, self._weights = positions, buffers, weights
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._latest: list[torch.Tensor] | None = None
@@ -40,6 +47,17 @@ class Hoisted:
     def kept_bytes(self) -> int:
         """Bytes of results kept for inputs that may come again."""
         return sum(t.nbytes for tensors in self._kept.values() for t in tensors)
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """What the main graphs read, one for each result."""
+        return self._buffers
+
+    def release(self):
+        """One graph less reads the buffers; with the last, the prologue is freed."""
+        self.users -= 1
+        if self.users <= 0:
+            self.graph.close()
 
     def update(self, tensors: list[torch.Tensor]):
         """Let the buffers hold the results for a call's tensors."""
@@ -86,14 +104,44 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.detach().contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
-def build(prologues: list[Prologue], program, bind, examples: list[torch.Tensor], store) -> list[Hoisted]:
-    """Compile prologues; `bind` makes the weights of a program, `examples` are the whole call's tensors."""
+def build(
+    prologues: list[Prologue], program, bind, examples: list[torch.Tensor], store, known: list[Hoisted] = ()
+) -> list[Hoisted]:
+    """Compile prologues; `bind` makes the weights of a program, `examples` are the whole call's tensors.
+
+    Where one of the `known` computes the same, of graphs for other sizes, it is used, and the program reads its buffers.
+    """
     made = []
     for prologue in prologues:
         part = prologue.program
         positions = [program.inputs.index(name) for name in part.inputs]
         weights = bind(part)
+        content = _content(part, positions, weights)
+        same = next((k for k in known if k.content == content and k.graph.store is store), None)
+        if same is not None:
+            program.constants.update(zip(prologue.results, same.buffers))
+            made.append(same)
+            continue
         graph = CompiledGraph(part, weights, [examples[i] for i in positions], store=store)
         buffers = [program.constants[name] for name in prologue.results]
-        made.append(Hoisted(graph, positions, buffers, [w.tensor for w in weights.values()]))
+        made.append(Hoisted(graph, positions, buffers, [w.tensor for w in weights.values()], content))
     return made
+
+
+def _content(part: Program, positions: list[int], weights: dict) -> tuple:
+    """What a prologue computes, of which inputs of the call and which tensors."""
+    sources = {name: ("input", position) for name, position in zip(part.inputs, positions)}
+    for name, weight in weights.items():
+        # What was folded is nobody's but the program's: there the content counts. All else may be written to.
+        folded = name in part.constants and name.startswith("folded_")
+        sources[name] = ("folded", _bits(weight.tensor).tobytes()) if folded else ("tensor", weight.tensor.data_ptr())
+    described, known = [], {}
+    for node in part.graph.nodes:
+        if node.op == "placeholder":
+            made = node.meta["val"]
+            known[node] = (*sources.get(node.name, ("unread", 0)), tuple(made.shape), made.dtype)
+        else:
+            # Of placeholders only those that are read count, in whatever order they stand.
+            described.append((str(node.target), repr(torch.fx.map_arg((node.args, node.kwargs), known.get))))
+            known[node] = ("node", len(described))
+    return tuple(described)

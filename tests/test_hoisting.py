@@ -126,4 +126,38 @@ def test_graphs_of_two_shapes_keep_results_of_their_own(module):
     small, large = arguments(), (torch.randn(3, 8), torch.tensor(3.0), torch.randn(3, 5, 4))
     for args in (small, large, small, large):
         same(module, *args)
-    assert [part.runs for entry in dispatcher_of(module).entries for part in entry.hoisted] == [1] * 6
+    parts = {id(part): part for entry in dispatcher_of(module).entries for part in entry.hoisted}
+    # Both take a timestep of the same shape: of that they share what is kept, one run for each value.
+    assert sorted(part.runs for part in parts.values()) == [1, 1, 1, 1, len({float(small[1]), float(large[1])})]
+
+
+@torch.no_grad()
+def test_graphs_of_other_sizes_share_prologues(unet):
+    """One for each set of inputs, which goes with the last of its graphs, and is right for every call."""
+    diffusers_oneflow.compile(unet, OneFlowConfig(fallback="error", hoist=True, cache=None, max_graphs=2))
+    words = torch.randn(2, 5, 16)
+    sizes = ((8, 8), (8, 16), (16, 8))
+    for step in range(2):
+        for height, width in sizes:
+            args = torch.randn(2, 4, height, width), torch.tensor(7 + step), words + height
+            torch.testing.assert_close(unet(*args).sample, unet._call_impl(*args).sample, rtol=1e-5, atol=1e-5)
+    first, second = dispatcher_of(unet).entries
+    assert first.hoisted and all(a is b and a.users == 2 for a, b in zip(first.hoisted, second.hoisted))
+    assert first.hoisted[0].runs >= 2
+    unet.time_embedding.linear_1.weight.mul_(2)
+    torch.testing.assert_close(unet(*args).sample, unet._call_impl(*args).sample, rtol=1e-5, atol=1e-5)
+    parts = first.hoisted
+    first.close()
+    assert all(part.graph._finalizer.alive for part in parts)
+    second.close()
+    assert not any(part.graph._finalizer.alive for part in parts)
+
+
+@torch.no_grad()
+def test_other_shapes_of_the_prompt_share_none(unet):
+    diffusers_oneflow.compile(unet, OneFlowConfig(fallback="error", hoist=True, cache=None))
+    for words in (5, 6):
+        args = torch.randn(2, 4, 8, 8), torch.tensor(7), torch.randn(2, words, 16)
+        torch.testing.assert_close(unet(*args).sample, unet._call_impl(*args).sample, rtol=1e-5, atol=1e-5)
+    first, second = dispatcher_of(unet).entries
+    assert sum(a is b for a in first.hoisted for b in second.hoisted) == 1  # that of the timestep
