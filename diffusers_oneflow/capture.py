@@ -338,13 +338,15 @@ def _values(place: tuple, value, seen: set[int], depth: int):
     if not depth or isinstance(value, OPAQUE) or id(value) in seen:
         return
     inner = contents(value)
+    seen.add(id(value))
     if not container:
-        seen.add(id(value))
         with contextlib.suppress(ValueError):  # too large: such a module is not captured
             if not inner and (read := snapshot(value)) is not None:
                 yield (*place, "content"), repr(read())
     for key, held in inner:
         yield from _values((*place, key), held, seen, depth - 1)
+    if container:  # only where it holds itself
+        seen.discard(id(value))
 
 
 def _same(a, b) -> bool:

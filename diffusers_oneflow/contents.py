@@ -99,5 +99,5 @@ def _in_slots(value) -> list[tuple[str, object]]:
 
 @functools.lru_cache(maxsize=4096)
 def _slots(cls: type) -> tuple[types.MemberDescriptorType, ...]:
-    bases = filter(is_mutable_class, cls.__mro__)
+    bases = [base for base in cls.__mro__ if "__slots__" in vars(base)]
     return tuple(m for base in bases for m in vars(base).values() if type(m) is types.MemberDescriptorType)
