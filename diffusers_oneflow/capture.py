@@ -5,7 +5,6 @@ import copy
 import linecache
 import sys
 import threading
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import proxy_tensor
 
+from .contents import CONTAINERS, DEPTH, OPAQUE, contents, snapshot
 from .errors import Unsupported
 
 TRACE_LOCK = threading.RLock()
@@ -318,29 +318,35 @@ def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Se
 
 def _held(module: torch.nn.Module) -> dict[tuple, object]:
     """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
-    held = {}
+    held, seen = {}, set()
     for name, sub in module.named_modules():
         # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
         attributes = {k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         for key, value in (*attributes.items(), *sub._modules.items()):
-            held.update(_values((name, key), value, 4))
+            held.update(_values((name, key), value, seen, DEPTH))
     return held
 
 
-def _values(place: tuple, value, depth: int):
+def _values(place: tuple, value, seen: set[int], depth: int):
     """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
-    place, and of plain objects (attention processors) both themselves and what they hold, `depth` levels down."""
-    container = isinstance(value, (dict, list, tuple))
+    place, and of plain objects (attention processors) both themselves and, the first time, what they hold."""
+    container = isinstance(value, CONTAINERS)
     if container and not value:
         yield place, type(value)  # empty
     elif not container or not depth:
         yield place, value
-    if not depth or isinstance(value, (torch.Tensor, torch.nn.Module, type, types.ModuleType, types.FunctionType)):
+    if not depth or isinstance(value, OPAQUE) or id(value) in seen:
         return
-    inner = value if isinstance(value, dict) else dict(enumerate(value)) if container else getattr(value, "__dict__", None)
-    if isinstance(inner, dict):
-        for key, held in inner.items():
-            yield from _values((*place, key), held, depth - 1)
+    inner = contents(value)
+    seen.add(id(value))
+    if not container:
+        with contextlib.suppress(ValueError):  # too large: such a module is not captured
+            if not inner and (read := snapshot(value)) is not None:
+                yield (*place, "content"), repr(read())
+    for key, held in inner:
+        yield from _values((*place, key), held, seen, depth - 1)
+    if container:  # only where it holds itself
+        seen.discard(id(value))
 
 
 def _same(a, b) -> bool:

@@ -6,12 +6,17 @@ is part of the module's structure. A call compares it in microseconds: Python gi
 a version number (PEP 509), and only where one has changed is the structure read again.
 """
 
+import collections
+import functools
+import gc
 import struct
 import types
 
 import torch
 
 from . import engine, strengths
+from .contents import DEPTH, OPAQUE, contents, is_mutable_class, snapshot
+from .libraries import origin
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 # Hooks with keywords and the like are listed in one of these two as well.
@@ -23,12 +28,17 @@ IGNORED = frozenset((
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
     "_oneflow_dispatcher", "_compiled_call_impl",
 ))  # fmt: skip
-_SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device, type)
-_DEPTH = 4
+_SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
+# Of classes: what Python itself writes, and what documents.
+_CLASS_NOISE = frozenset(("__dict__", "__weakref__", "__doc__", "__annotations__", "__slotnames__", "_abc_impl", "__slots__",
+                          "__module__", "__qualname__", "__orig_bases__", "__parameters__", "__abstractmethods__",
+                          "__match_args__", "__dataclass_fields__", "__dataclass_params__"))  # fmt: skip
 # Hooks that only hand on what the trace has anyway: transformers' way to return hidden states.
 _TRACEABLE_HOOKS = frozenset(("transformers.utils.output_capturing",))
 # Hooks that compute a weight; the trace of a module does not call those of that module itself.
 _TRACEABLE_WITHIN = _TRACEABLE_HOOKS | {"torch.nn.utils.weight_norm"}
+_GLOBAL_HOOKS = (torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)
+_EMPTY = types.CellType()
 
 
 class Structure:
@@ -52,24 +62,38 @@ class Structure:
         self.factor_known = True
         self._dicts: list[dict] = []
         self._lists: list[list] = []
+        self._snapshots: list[tuple] = []  # of what has no version: how it is read, what was read
+        self._tensors: list[torch.Tensor] = []  # that are no parameters or buffers
         self._alive: list = []  # objects known by identity must not be replaced by others at the same address
-        self._seen: set[int] = set()
+        self._seen: dict[int, int] = {}  # id of what was followed -> its number
+        self._classes: dict[type, None] = {}
+        self._read: set[tuple] = set()  # id of a module's dictionary, name in it
+        self._place, self._in_classes, self._named = "", False, False
         # All but the module itself: it is to be freed with its last reference, not by the garbage collector.
         modules = [sub for sub in module.modules() if sub is not module]
+        self._modules = {id(module), *map(id, modules)}
+        self._objects: list = list(modules)
         types = list({type(module): None, **dict.fromkeys(map(type, modules))})
+        for hooks in _GLOBAL_HOOKS:
+            self._dicts.append(hooks)
+            if hooks:
+                self.refusal = "there are forward hooks of all modules, whose Python code must run in every call"
         self.key = tuple(self._describe(name, sub) for name, sub in module.named_modules(remove_duplicate=False))
+        for cls in types:
+            self._meet(cls)
+        code = self._code()
         tensors = self.weights.values()
         self.weights_key = tuple(t.data_ptr() for t in tensors)
         layouts = tuple((t.size(), t.stride()) for t in tensors)
         self.wide = any(t.dtype == torch.float64 for t in tensors)
         self.token, self.sorted = -1, None  # set by the dispatcher
-        self.key = (self.key, tuple(self.weights), self.weights_key, layouts, tuple(t.forward for t in types))
-        handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, tensors))
-        self._watch = engine.native().StructureWatch(self._dicts, self._lists, modules, types, handles)
+        self.key = (self.key, code, tuple(self.weights), self.weights_key, layouts, tuple(t.forward for t in types))
+        handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, (*tensors, *self._tensors)))
+        self._watch = engine.native().StructureWatch(self._dicts, self._lists, self._objects, types, handles)
 
     def unchanged(self) -> bool:
         """True if nothing was written to the module since; costs some 10 microseconds for 300 submodules."""
-        return not self._watch.changed()
+        return not self._watch.changed() and all(read() == known for read, known in self._snapshots)
 
     def _describe(self, name: str, module: torch.nn.Module) -> tuple:
         attributes = module.__dict__
@@ -81,7 +105,8 @@ class Structure:
                 if value is not None:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
         self._refuse(name, module)
-        values = tuple((k, self._value(v, _DEPTH)) for k, v in self._fixed(name, module).items() if k not in IGNORED)
+        self._place = f"{name or 'the model'} ({type(module).__name__})"
+        values = tuple((k, self._value(v)) for k, v in self._fixed(name, module).items() if k not in IGNORED)
         tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
@@ -108,32 +133,122 @@ class Structure:
         elif name and attributes.get("_compiled_call_impl") is not None and "_oneflow_dispatcher" not in attributes:
             self.refusal = self.refusal or f"{label} was compiled by torch.compile"
 
-    def _value(self, value, depth: int):
-        """A hashable description of an attribute; follows containers and plain objects `depth` levels down."""
+    def _value(self, value, depth: int = DEPTH):
+        """A hashable description of an attribute; follows what it holds."""
         kind = type(value)
         if kind is float:
             return ("float", struct.pack("d", value))
         if isinstance(value, _SIMPLE):
             return (kind, value)
         if isinstance(value, torch.nn.Module):
+            if id(value) not in self._modules:
+                self.refusal = self.refusal or f"{self._place} holds a {kind.__name__} that is none of its submodules"
             return ("module", self._identity(value))
         if isinstance(value, torch.Tensor):
-            return ("tensor", self._identity(value), value.data_ptr(), tuple(value.shape), value.dtype)
-        if depth and kind in (list, tuple, set, frozenset):
-            if kind is list:
-                self._lists.append(value)
-            items = sorted(value, key=repr) if kind in (set, frozenset) else value
-            return (kind, tuple(self._value(v, depth - 1) for v in items))
-        if depth and isinstance(value, dict):
+            self._tensors.append(value)
+            layout = (value.data_ptr(), value.stride()) if value.layout is torch.strided else value.layout
+            return ("tensor", self._identity(value), layout, tuple(value.shape), value.dtype)
+        if isinstance(value, type):
+            # Those that installed packages name in their classes stay what they are.
+            if not self._in_classes or origin(value.__module__) == "user":
+                self._meet(value)
+            return (kind, self._identity(value))
+        if isinstance(value, types.FunctionType):
+            return (kind, self._identity(value), self._function(value, depth))
+        if isinstance(value, OPAQUE):
+            return (kind, self._identity(value))
+        if id(value) in self._seen:
+            return ("again", self._seen[id(value)])
+        if not depth:
+            self.refusal = self.refusal or f"{self._place} holds something that is nested deeper than {DEPTH} levels"
+            return (kind, self._identity(value))
+        self._seen[self._identity(value)] = len(self._seen)
+        return self._followed(value, depth)
+
+    def _followed(self, value, depth: int):
+        kind = type(value)
+        try:
+            read = snapshot(value)
+        except ValueError as error:
+            self.refusal = self.refusal or f"{self._place} holds {error}, where writes would not be seen"
+            return (kind, id(value))
+        self._meet(kind)
+        held = contents(value)
+        if isinstance(value, dict):
             self._dicts.append(value)
-            return (kind, tuple((self._value(k, 0), self._value(v, depth - 1)) for k, v in value.items()))
-        inner = getattr(value, "__dict__", None)
-        shared = isinstance(value, (type, types.FunctionType, types.ModuleType))
-        if depth and isinstance(inner, dict) and id(value) not in self._seen and not shared:
-            self._seen.add(id(value))
+        elif isinstance(value, list):
+            self._lists.append(value)
+        if type(inner := getattr(value, "__dict__", None)) is dict:
             self._dicts.append(inner)
-            return (kind, self._identity(value), tuple((k, self._value(v, depth - 1)) for k, v in inner.items()))
-        return (kind, self._identity(value))
+        if is_mutable_class(kind):
+            self._objects.append(value)
+        known = None
+        if read is not None:
+            self._alive.extend(item for _, item in held)
+            self._snapshots.append((read, known := read()))
+        items = tuple([(self._value(k, depth - 1), self._value(v, depth - 1)) for k, v in held])
+        # Containers of Python's own are equal where what they hold is; of all else only itself is.
+        own = kind in (dict, list, tuple, set, frozenset, collections.deque)
+        return (kind, items) if own else (kind, id(value), known, items)
+
+    def _meet(self, cls: type):
+        """Take in a class and its bases."""
+        self._classes.update(dict.fromkeys(filter(is_mutable_class, cls.__mro__)))
+
+    def _code(self) -> tuple:
+        """The attributes of all classes that were met, and what their functions read of modules of code."""
+        described, done, self._in_classes = [], 0, True
+        # More are met on the way.
+        while done < len(self._classes):
+            cls = list(self._classes)[done]
+            done += 1
+            # torch.export patches that of all modules while it traces, for all threads.
+            if cls is torch.nn.Module:
+                continue
+            self._place = f"the class {cls.__qualname__}"
+            # The dictionary itself, behind the proxy that protects it.
+            self._dicts += [d for d in gc.get_referents(vars(cls)) if type(d) is dict]
+            attributes = list(vars(cls).items())
+            described.append((cls, tuple([(k, self._value(v)) for k, v in attributes if k not in _CLASS_NOISE])))
+        return tuple(described)
+
+    def _function(self, function: types.FunctionType, depth: int) -> tuple:
+        """What a function holds, and what it and those that it names read of the modules that they stand in.
+
+        Functions of installed packages are followed no further than from a class or an attribute to what they name.
+        """
+        if id(function) in self._seen or not depth:
+            return ()
+        self._seen[id(function)] = len(self._seen)
+        space = function.__globals__
+        place = origin(space.get("__name__"))
+        held = [c.cell_contents for c in function.__closure__ or () if c != _EMPTY]
+        if place == "user":
+            held += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        else:
+            held = [v for v in held if isinstance(v, types.FunctionType)]  # what a decorator wraps
+        described = [self._value(v, depth - 1) for v in held]
+        if place == "versioned" or (place == "installed" and self._named):
+            return tuple(described)
+        self._dicts.append(space)
+        names = names_in(function.__code__)
+        before, self._named = self._named, True
+        for name in names:
+            if name in space and (id(space), name) not in self._read:
+                self._read.add((id(space), name))
+                described.append((name, self._global(space[name], names, place, depth - 1)))
+        self._named = before
+        return tuple(described)
+
+    def _global(self, value, names: tuple[str, ...], place: str, depth: int):
+        if isinstance(value, types.ModuleType) and origin(value.__name__) == "user":
+            inner = vars(value)
+            self._dicts.append(inner)
+            held = tuple([(n, self._value(inner[n], depth)) for n in names if n in inner])
+            return (types.ModuleType, self._identity(value), held)
+        if place == "user" or isinstance(value, (float, *_SIMPLE)):
+            return self._value(value, depth)
+        return (type(value), self._identity(value))
 
     def _identity(self, value) -> int:
         self._alive.append(value)
@@ -154,6 +269,13 @@ def _own_forward(module: torch.nn.Module) -> bool:
     """Whether a module has its class's `forward` as an attribute, which is what removed hooks leave there."""
     forward = module.__dict__.get("forward")
     return isinstance(forward, types.MethodType) and forward.__self__ is module and forward.__func__ is type(module).forward
+
+
+@functools.lru_cache(maxsize=8192)
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    """All names that code, and code within it, may look up."""
+    inner = [names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return tuple(dict.fromkeys([*code.co_names, *(n for names in inner for n in names)]))
 
 
 class Interned:

@@ -1,7 +1,9 @@
 """From modules to programs."""
 
+import collections
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +74,24 @@ def test_a_twin_shares_every_tensor():
     assert [a is b for a, b in zip(tensors, others)] == [True] * 3
 
 
+class Slotted:
+    __slots__ = ("value",)
+
+
+def test_a_twin_shares_tensors_however_deep_they_are_held():
+    module, tensor = Outer(), torch.ones(2)
+    module.slotted, module.order, module.deep = Slotted(), collections.deque([tensor.clone()]), tensor.clone()
+    module.slotted.value = tensor
+    for _ in range(10):
+        module.deep = {"deeper": [module.deep]}
+    other = twin(module)
+    assert other.slotted.value is tensor and other.order[0] is module.order[0]
+    held = module.deep, other.deep
+    for _ in range(10):
+        held = [deep["deeper"][0] for deep in held]
+    assert isinstance(held[0], torch.Tensor) and held[0] is held[1]
+
+
 def test_another_thread_may_call_modules_meanwhile():
     module, failures, stop = Outer(), [], threading.Event()
 
@@ -108,7 +128,14 @@ def test_a_module_that_keeps_count_is_refused():
         program_of(Counting(), torch.ones(2))
 
 
-@pytest.mark.parametrize("keep", [lambda m: m.seen.append(1), lambda m: m.options.update(n=2), lambda m: m.object.seen.append(1)])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda m: m.seen.append(1), lambda m: m.options.update(n=2), lambda m: m.object.seen.append(1),
+        lambda m: m.names.add("b"), lambda m: m.order.append(1), lambda m: setattr(m.slotted, "value", 1),
+        lambda m: m.array.fill(1), lambda m: m.deep[0][0][0][0][0][0].append(1),
+    ],
+)  # fmt: skip
 def test_a_module_that_writes_into_what_it_holds_is_refused(keep):
     class Holder:
         def __init__(self):
@@ -118,6 +145,8 @@ def test_a_module_that_writes_into_what_it_holds_is_refused(keep):
         def __init__(self):
             super().__init__()
             self.seen, self.options, self.object = [], {"n": 1}, Holder()
+            self.names, self.order, self.slotted, self.array = {"a"}, collections.deque(), Slotted(), np.zeros(2)
+            self.deep = [[[[[[[]]]]]]]
 
         def forward(self, x):
             keep(self)

@@ -1,5 +1,10 @@
 """No change of a module leaves a stale graph behind."""
 
+import collections
+import functools
+import sys
+
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -187,3 +192,182 @@ def test_list_attributes_are_followed(block):
     structure = Structure(block)
     block.options["inner"]["depth"].append(3)
     assert not structure.unchanged()
+
+
+SCALE = 2.0
+OPTIONS = {"scale": torch.tensor(2.0)}
+
+
+def _scale_of(options):
+    return options["scale"]
+
+
+class Table:
+    """A plain object with a slot."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        self.scale = 2.0
+
+
+class Processor:
+    scale = 2.0
+
+    def __call__(self, x):
+        return x * self.scale
+
+
+class Holding(torch.nn.Module):
+    """Whose result depends on everything that it holds."""
+
+    factor = 2.0
+    kinds = {"factor": 2.0}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        self.names, self.order, self.slotted = {"a"}, collections.deque([2.0]), Table()
+        self.array, self.bytes = np.array([2.0], dtype=np.float32), bytearray(b"2")
+        self.processor, self.partial = Processor(), functools.partial(_scale_of, {"scale": 2.0})
+        deep = [torch.tensor(2.0), 2.0]
+        for _ in range(7):
+            deep = {"deeper": [deep]}
+        self.deep = deep
+
+    def innermost(self):
+        deep = self.deep
+        while isinstance(deep, dict):
+            deep = deep["deeper"][0]
+        return deep
+
+    def forward(self, x):
+        x = self.processor(x @ self.table) * len(self.names) * self.order[0] * self.slotted.scale * self.factor
+        x = x * torch.from_numpy(self.array) * len(self.bytes) * self.innermost()[0] * self.innermost()[1]
+        return x * SCALE * _scale_of(OPTIONS) * self.kinds["factor"] * self.partial()
+
+
+@pytest.fixture
+def holding():
+    """A module, and what to do after a change of it: the result must follow, and be found again in the next call."""
+    module = Holding()
+    diffusers_oneflow.compile(module, OneFlowConfig(fallback="error"))
+    x = torch.tensor([[1.0, 2.0], [0.5, 3.0]])
+    with torch.no_grad():
+        before = module(x)
+        torch.testing.assert_close(before, module._call_impl(x))
+
+    @torch.no_grad()
+    def check():
+        for _ in range(2):
+            result, expected = module(x), module._call_impl(x)
+            assert not torch.allclose(expected, before), "the change has no effect: the test proves nothing"
+            torch.testing.assert_close(result, expected)
+        return built(module)
+
+    return module, check
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.table.t_(),
+        lambda m: setattr(m.table, "data", m.table * 3),
+        lambda m: m.table.set_(m.table * 3),
+        lambda m: m.names.add("b"),
+        lambda m: m.order.__setitem__(0, 3.0),
+        lambda m: m.order.appendleft(3.0),
+        lambda m: setattr(m.slotted, "scale", 3.0),
+        lambda m: m.array.__setitem__(0, 3.0),
+        lambda m: m.bytes.append(1),
+        lambda m: m.partial.args[0].update(scale=3.0),
+        lambda m: m.innermost().__setitem__(1, 3.0),
+        lambda m: setattr(m.innermost()[0], "data", torch.tensor(3.0)),
+    ],
+)  # fmt: skip
+def test_whatever_a_module_holds_is_followed(holding, change):
+    module, check = holding
+    change(module)
+    assert check() == 2
+
+
+def test_a_tensor_that_is_held_deep_is_shared(holding):
+    module, check = holding
+    module.innermost()[0].mul_(3)
+    assert check() == 1
+
+
+@pytest.mark.parametrize("owner, name", [(Holding, "factor"), (Processor, "scale"), (sys.modules[__name__], "SCALE")])
+def test_attributes_of_classes_and_globals_are_followed(holding, monkeypatch, owner, name):
+    _, check = holding
+    monkeypatch.setattr(owner, name, 3.0)
+    assert check() == 2
+    monkeypatch.undo()
+    assert dispatcher_of(holding[0]).record.built == 2
+
+
+def test_what_classes_and_globals_hold_is_followed(holding, monkeypatch):
+    _, check = holding
+    monkeypatch.setitem(OPTIONS, "scale", 3.0)
+    assert check() == 2
+    monkeypatch.setitem(Holding.kinds, "factor", 3.0)
+    assert check() == 3
+
+
+def test_functions_that_functions_name_are_followed(holding, monkeypatch):
+    _, check = holding
+    monkeypatch.setattr(sys.modules[__name__], "_scale_of", lambda options: 5 * options["scale"])
+    assert check() == 2
+
+
+def test_another_class_of_a_held_object_is_seen(holding):
+    class Other(Processor):
+        def __call__(self, x):
+            return x - 1
+
+    module, check = holding
+    module.processor.__class__ = Other
+    assert check() == 2
+
+
+def _circle():
+    circle = []
+    circle.append(circle)
+    return circle
+
+
+@pytest.mark.parametrize(
+    "held, reason",
+    [
+        (np.zeros(1 << 20), "large numpy array"),
+        (np.array([{}], dtype=object), "numpy array of objects"),
+        (bytearray(1 << 20), "large bytearray"),
+        ([torch.nn.Linear(2, 2)], "Linear that is none of its submodules"),
+        (functools.reduce(lambda inner, _: [inner], range(40), 1), "nested deeper"),
+    ],
+)
+def test_what_cannot_be_followed_runs_in_torch(block, held, reason):
+    block.held = held
+    assert "the model (Sequential) holds" in Structure(block).refusal and reason in Structure(block).refusal
+
+
+def test_a_circle_is_followed_once(block):
+    block.held = _circle()
+    structure = Structure(block)
+    assert structure.refusal is None and Structure(block).key == structure.key
+    block.held.append(1)
+    assert not structure.unchanged()
+
+
+def test_hooks_of_all_modules_run_in_every_call(block):
+    diffusers_oneflow.compile(block)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        before = block(x)
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: output * 2)
+        try:
+            with pytest.warns(FallbackWarning, match="hooks of all modules"):
+                assert not torch.allclose(block(x), before)
+        finally:
+            handle.remove()
+        torch.testing.assert_close(block(x), before)
