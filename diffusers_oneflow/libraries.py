@@ -17,6 +17,8 @@ from pathlib import PurePath
 
 import torch
 
+from .started import STARTED
+
 # Trusted to be what their versions say, but for what somebody has put into them.
 _VERSIONED = frozenset((*sys.stdlib_module_names, "torch", "numpy", "oneflow", "diffusers_oneflow"))
 PLAIN = (bool, int, str, bytes, type(None), complex, type(Ellipsis), range, slice, PurePath)
@@ -195,11 +197,6 @@ def _state(root: str, path: str, status: os.stat_result) -> tuple[str, int, int]
     return path, status.st_size, status.st_mtime_ns
 
 
-@functools.cache
 def _started() -> float:
-    """When this process was started, in seconds since 1970."""
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    with open("/proc/stat", encoding="ascii") as file:
-        boot = next(int(line.split()[1]) for line in file if line.startswith("btime"))
-    return boot + ticks / os.sysconf("SC_CLK_TCK")
+    """When this process, or the one that it is a fork of, was started, in seconds since 1970."""
+    return STARTED

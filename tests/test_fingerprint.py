@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import subprocess
 import sys
 import time
 import types
@@ -362,6 +363,20 @@ def test_files_of_installed_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(libraries, "_started", lambda: 0.0)
     with pytest.raises(Unknowable, match="was written to after this process had started"):
         digest(module)
+
+
+def test_a_fork_knows_when_its_code_was_read():
+    """Not when it was forked."""
+    code = (
+        "import os, time, diffusers_oneflow, torch\n"
+        "time.sleep(1.2)\n"
+        "now = time.time()\n"
+        "if not (child := os.fork()):\n"
+        "    from diffusers_oneflow.libraries import _started\n"
+        "    os._exit(0 if 0 < _started() < now - 1 else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_versions_and_this_package_are_in_the_key(monkeypatch):
