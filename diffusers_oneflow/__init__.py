@@ -2,7 +2,7 @@
 
 import importlib
 
-from . import plugin
+from . import plugin, started  # noqa: F401 - not later
 
 __version__ = "0.1.0"
 

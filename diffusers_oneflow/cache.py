@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import re
 import sys
 import tempfile
 import time
@@ -23,7 +24,9 @@ VARIABLE = "DIFFUSERS_ONEFLOW_CACHE"
 # All files together; beyond it the least recently used go.
 MOST_BYTES = 512 << 20
 _MAGIC = b"diffusers_oneflow program 1\n"
-_ENDING, _PART = ".program", ".part"
+_ENDING, _PART_START, _PART = ".program", "diffusers_oneflow-unfinished-", ".part"
+# The folder may be any that the user names: nothing else in it is touched.
+_OWN = re.compile(rf"[0-9a-f]{{64}}{re.escape(_ENDING)}|{_PART_START}\w+{re.escape(_PART)}")
 # After so many seconds a file that was never finished belongs to a process that is gone.
 _ABANDONED = 3600.0
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "oneflow", "numpy", "safetensors")
@@ -97,7 +100,7 @@ class Cache:
         """Store `content` under `key`; where that is not possible there is a warning, no error."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(_PART, dir=self.folder)
+            handle, name = tempfile.mkstemp(_PART, _PART_START, self.folder)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(_closed(key, content))
@@ -129,7 +132,7 @@ class Cache:
         found = []
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.endswith((_ENDING, _PART)):
+                if _OWN.fullmatch(entry.name):
                     with contextlib.suppress(OSError):  # another process has just removed it
                         status = entry.stat(follow_symlinks=False)
                         found.append((status.st_mtime, status.st_size, entry.path))

@@ -6,10 +6,13 @@ methods, functions that they name, their defaults, closures and globals. Install
 `libraries`. Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
 """
 
+import builtins
 import collections
+import dis
 import enum
 import functools
 import hashlib
+import importlib
 import inspect
 import logging
 import os
@@ -34,7 +37,7 @@ _NAMED = (
 )  # fmt: skip
 _PLAIN = (*TORCH, PurePath)
 # What they hold is no part of any result.
-_SKIPPED = (logging.Logger, logging.LoggerAdapter, weakref.ref, typing.TypeVar)
+_SKIPPED = (logging.Logger, logging.LoggerAdapter, typing.TypeVar)
 _TYPING = (type(typing.List[int]), type(typing.Union[int, str]), types.GenericAlias, types.UnionType, type(typing.Any),  # noqa: UP006, UP007
            inspect.Signature)  # fmt: skip
 _CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__abstractmethods__",
@@ -44,6 +47,13 @@ _CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "_
 _HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values", "_is_hf_initialized"))
 # torch's own names for ops; what is called through others may be anybody's Python.
 _OPS = frozenset(("aten", "prims", "prim", "higher_order", "torchvision"))
+# What reaches any object by a name that no code holds; and ways to these beside builtins.
+_ANYTHING = (eval, exec, globals, vars, __import__)
+_WAYS = frozenset(
+    ("import_module", "__import__", "__globals__", "f_globals", "__builtins__", "builtins", "_getframe", "getmodule")
+)
+# What reaches anything within a module that it is given.
+_MEMBERS = frozenset(("attrgetter", "methodcaller", "__dict__", "__getattribute__", "getattr_static", "getmembers"))
 _LARGEST = 64 << 20  # bytes of tensors in attributes
 
 
@@ -85,10 +95,16 @@ class _Walk:
         self._numbers: dict[int, int] = {}
         self._alive: list = []
         self._libraries = Libraries(self.value, self._put)
+        # Modules of the user's of which code takes what it names; and whether there is code that need not name it.
+        self._taken_from: list[types.ModuleType] = []
+        self._unnamed = False
         self.tensors: list[torch.Tensor] = []
 
     def digest(self) -> str:
         """To be called once, when all was walked over."""
+        for module in self._taken_from:  # which grows
+            if self._unnamed:
+                self.value(module)
         self._libraries.finish()
         return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -159,6 +175,12 @@ class _Walk:
             self._put(kind.__qualname__, repr(value))
         elif isinstance(value, enum.Enum):
             self._put("enum", kind.__module__, kind.__qualname__, value.name)
+            self.value(value.value)
+            if origin(kind.__module__) == "user":
+                self.value(kind)
+        elif isinstance(value, weakref.ref):
+            self._put("weakref")
+            self.value(value())
         elif isinstance(value, _SKIPPED):
             self._put("skipped", kind.__qualname__)
         elif isinstance(value, _TYPING):
@@ -171,6 +193,8 @@ class _Walk:
             self._inside(value, kind)
 
     def _inside(self, value, kind):
+        if kind in weakref.ProxyTypes:
+            raise Unknowable("a weak proxy")
         if isinstance(value, torch.Tensor):
             self._tensor(value)
         elif isinstance(value, torch.nn.Module):
@@ -230,6 +254,9 @@ class _Walk:
     def _named(self, value):
         module = getattr(value, "__module__", None) or ""
         self._put("named", module, value.__qualname__)
+        if any(value is other for other in _ANYTHING):
+            raise Unknowable(f"code that calls {value.__name__}")
+        self._unnamed |= value is getattr
         # Compiled code of the user's own.
         file = getattr(sys.modules.get(module), "__file__", None)
         if file and origin(module) == "user":
@@ -243,7 +270,7 @@ class _Walk:
             self._libraries.meet(module.__name__)
         elif origin(module.__name__) == "user":
             for key, value in list(vars(module).items()):
-                if not key.startswith("__") and not isinstance(value, types.ModuleType):
+                if not key.startswith("__") or key == "__getattr__":
                     self._put(key)
                     self.value(value)
 
@@ -285,12 +312,14 @@ class _Walk:
         space = function.__globals__
         self._put(space.get("__name__"), function.__qualname__)
         place = origin(space.get("__name__"))
+        if function is importlib.import_module:
+            raise Unknowable("code that calls import_module")
         if place == "user":
             self._code(function.__code__)
             self.value(function.__defaults__)
             self.value(function.__kwdefaults__)
             names = _names(function.__code__)
-            self._globals(names, space)
+            self._globals(function.__code__, names, space)
             self._surroundings(function.__code__, names, space)
         elif place == "installed":
             self._libraries.meet(space.get("__name__"))
@@ -301,29 +330,43 @@ class _Walk:
             except ValueError:
                 self._put("empty cell")
 
-    def _globals(self, names: list[str], space: dict):
-        for name in names:
+    def _globals(self, code: types.CodeType, names: list[str], space: dict):
+        read, imported = _looked_up(code)
+        seen: set[int] = set()
+        for name in read:
             if name in space:
                 self._put("global", name)
-                self._global(space[name], names)
-            elif (module := _imported(name, space)) is not None:
+                self._global(space[name], names, seen)
+            elif (builtin := vars(builtins).get(name)) is getattr or builtin in _ANYTHING:
+                self._named(builtin)
+        for name in imported:
+            for module in _imported(name, space):
                 self._put("import", name)
-                self._global(module, names)
+                self._global(module, names, seen)
+        if not _WAYS.isdisjoint(names) or {"sys", "modules"}.issubset(names):
+            raise Unknowable(f"{code.co_name}, which may reach any module")
+        self._unnamed |= not _MEMBERS.isdisjoint(names)
 
-    def _global(self, value, names: list[str]):
+    def _global(self, value, names: list[str], seen: set[int]):
         if not isinstance(value, types.ModuleType):
             self.value(value)
             return
         self._put("module", value.__name__)
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         place = origin(value.__name__)
+        if place == "versioned":
+            return
         if place == "installed":
             self._libraries.meet(value.__name__)
-        elif place == "user":
-            for name in names:
-                # Of a module only what the code may take from it.
-                if name in vars(value) and not isinstance(vars(value)[name], types.ModuleType):
-                    self._put(name)
-                    self.value(vars(value)[name])
+        else:
+            self._taken_from.append(value)
+        for name in ("__getattr__", *names):
+            # Of a module only what the code may take from it.
+            if name in vars(value) and (place == "user" or isinstance(vars(value)[name], types.ModuleType)):
+                self._put(name)
+                self._global(vars(value)[name], names, seen)
 
     def _surroundings(self, code: types.CodeType, names: list[str], space: dict):
         """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
@@ -353,6 +396,22 @@ def _names(code: types.CodeType) -> list[str]:
     return list(names)
 
 
+@functools.lru_cache(maxsize=8192)
+def _looked_up(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The globals, or builtins, that code and code within it reads; and what it imports, by the names that the code has."""
+    read, imported = {}, {}
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            read[step.argval] = None
+        elif step.opname in ("IMPORT_NAME", "IMPORT_FROM"):
+            imported[step.argval] = None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            for names, more in zip((read, imported), _looked_up(constant)):
+                names.update(dict.fromkeys(more))
+    return list(read), list(imported)
+
+
 def _constants(code: types.CodeType):
     """The constants of code and of code within it."""
     for constant in code.co_consts:
@@ -375,12 +434,10 @@ def _slots(cls: type) -> list[str]:
     return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
-def _imported(name: str, space: dict) -> types.ModuleType | None:
-    """The module that ``import name`` or ``from .name import ...`` inside a function may mean, if it is loaded."""
-    package = space.get("__package__") or ""
+def _imported(name: str, space: dict) -> list[types.ModuleType]:
+    """The loaded modules that ``import name`` or ``from .name import ...`` inside a function may mean."""
+    package, places = space.get("__package__") or "", [name, name.partition(".")[0]]
     while package:
-        module = sys.modules.get(f"{package}.{name}")
-        if module is not None:
-            return module
+        places.append(f"{package}.{name}".rstrip("."))  # of ``from . import`` there is no name
         package = package.rpartition(".")[0]
-    return sys.modules.get(name)
+    return [sys.modules[place] for place in dict.fromkeys(places) if sys.modules.get(place) is not None]

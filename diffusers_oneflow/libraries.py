@@ -8,6 +8,7 @@ registries: each is compared by where it comes from, and by its code where it co
 
 import functools
 import os
+import re
 import sys
 import sysconfig
 import types
@@ -15,7 +16,10 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import PurePath
 
+import numpy
 import torch
+
+from .started import STARTED
 
 # Trusted to be what their versions say, but for what somebody has put into them.
 _VERSIONED = frozenset((*sys.stdlib_module_names, "torch", "numpy", "oneflow", "diffusers_oneflow"))
@@ -25,6 +29,7 @@ _SITE = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 # Numbers that a process draws for itself.
 _DRAWN = frozenset(("SESSION_ID",))
 _FUNCTIONS = (types.FunctionType, functools.partial)
+_CONTENT = (torch.Tensor, numpy.ndarray, re.Pattern)
 # Where Python code looks for what torch can do.
 _SPACES = (
     torch, torch.Tensor, torch.nn, torch.nn.Module, torch.nn.functional, torch.nn.attention, torch.fft, torch.linalg,
@@ -50,6 +55,10 @@ def source(value) -> str | None:
     """The name of the module that the code of a function, or a class, comes from."""
     if isinstance(value, functools.partial):
         return source(value.func)
+    if isinstance(value, types.MethodType):
+        return source(value.__func__)
+    if isinstance(value, functools._lru_cache_wrapper):
+        return source(value.__wrapped__)
     if isinstance(value, types.FunctionType):  # functools.wraps gives a function another __module__
         return value.__globals__.get("__name__") or ""
     return value.__module__ if isinstance(value, type) else None
@@ -116,9 +125,12 @@ class Libraries:
             self._put(key, place, getattr(value, "__qualname__", ""))
             if origin(place) == "user":
                 self._value(value)
-        elif plain(value) or isinstance(value, Enum):
+        elif plain(value) or isinstance(value, (Enum, *_CONTENT)) or _of_user(type(value).__module__):
             self._put(key)
             self._value(value)
+        elif depth and isinstance(value, (list, tuple, set, frozenset)):
+            for item in sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value:
+                self._member(key, item, depth - 1)
         elif depth and isinstance(value, dict):
             self._registry(key, value, depth)
         elif depth and origin(type(value).__module__) == "installed" and isinstance(getattr(value, "__dict__", None), dict):
@@ -127,7 +139,7 @@ class Libraries:
 
     def _registry(self, key: str, table: dict, depth: int):
         for name, value in list(dict.items(table)):
-            if isinstance(value, (*_FUNCTIONS, type, dict)):
+            if isinstance(value, (*_FUNCTIONS, *_CONTENT, type, dict)):
                 self._member(f"{key}.{name}", value, depth - 1)
 
     def finish(self):
@@ -151,6 +163,11 @@ class Libraries:
 @functools.cache
 def _layers() -> tuple[type, ...]:
     return tuple(v for v in vars(torch.nn).values() if isinstance(v, type) and v is not torch.nn.Module)
+
+
+def _of_user(module: str) -> bool:
+    # Compiled parts of packages name modules that there are not.
+    return module in sys.modules and origin(module) == "user"
 
 
 def _inherited(cls: type) -> dict:
@@ -195,11 +212,6 @@ def _state(root: str, path: str, status: os.stat_result) -> tuple[str, int, int]
     return path, status.st_size, status.st_mtime_ns
 
 
-@functools.cache
 def _started() -> float:
-    """When this process was started, in seconds since 1970."""
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    with open("/proc/stat", encoding="ascii") as file:
-        boot = next(int(line.split()[1]) for line in file if line.startswith("btime"))
-    return boot + ticks / os.sysconf("SC_CLK_TCK")
+    """When this process, or the one that it is a fork of, was started, in seconds since 1970."""
+    return STARTED

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import fingerprint, interop, passes, retrace, serialize
 from .cache import Cache, directory, key_of
@@ -109,9 +109,11 @@ class Programs:
 
     def _keep(self, token: tuple, program: Program):
         if len(self._captured[token]) < _VARIANTS:
+            # Constants are compared by shape and dtype, which their nodes have; tables of a module may be large.
+            bare = replace(program, constants={name: t.new_empty(0) for name, t in program.constants.items()})
             # One that cannot be written is captured each time.
             with contextlib.suppress(serialize.Unwritable):
-                self._captured[token].append(zlib.compress(serialize.dumps(program), 1))
+                self._captured[token].append(zlib.compress(serialize.dumps(bare), 1))
 
     def _read(self, key: str) -> list[bytes]:
         data, found = self._cache.load(key) or b"", []

@@ -8,6 +8,7 @@ module's code has just computed for itself. Where it is not, torch.export has to
 
 import contextlib
 import operator
+import threading
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -308,13 +309,28 @@ def _same_kind(a, b) -> bool:
     return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.ndim == b.ndim and a.dtype == b.dtype
 
 
+class _Here:
+    """True in the thread that made it, until `end`; false in all others, which run meanwhile as ever."""
+
+    def __init__(self):
+        self._owner = threading.get_ident()
+
+    def __bool__(self):
+        return threading.get_ident() == self._owner
+
+    def end(self):
+        self._owner = None
+
+
 @contextlib.contextmanager
 def _as_in_export():
-    """What code may ask for while it is exported."""
+    """What code may ask for while it is exported; torch keeps it for all threads. Code that asks for more than whether it is
+    true finds another object than True, and at worst gives another program than the exported one, which is then not used."""
     flags = torch.compiler
     before = flags._is_compiling_flag, flags._is_exporting_flag
-    flags._is_compiling_flag = flags._is_exporting_flag = True
+    here = flags._is_compiling_flag = flags._is_exporting_flag = _Here()
     try:
         yield
     finally:
+        here.end()  # an export of another thread may put it back later
         flags._is_compiling_flag, flags._is_exporting_flag = before

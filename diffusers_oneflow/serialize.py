@@ -8,6 +8,7 @@ import dataclasses
 import json
 import operator
 import sys
+import types
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ _OWN = {str(op): op for module in (native_ops, quick_gelu) for op in vars(module
 _GETITEM = "getitem"
 # torch's own constants, by the name of their kind and theirs within torch.
 _TORCH = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+# Asking torch for a name may import a part of it.
+_TORCH_NAMED = {kind: {n: v for n, v in vars(torch).items() if isinstance(v, cls)} for kind, cls in _TORCH.items()}
 # What constants can be; safetensors has no complex numbers in all of its versions.
 _KEPT_TYPES = frozenset((
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
@@ -153,6 +156,8 @@ def _write_node(node: torch.fx.Node, index: dict) -> list:
     """``[name, op or None, args, kwargs, what it makes, where it comes from]``."""
     made = _write_made(node.meta.get("val"))
     if node.op == "placeholder":
+        if not isinstance(made, list):
+            raise Unwritable(f"the placeholder {node.name}, which is no tensor")
         return [node.name, None, None, None, made, where(node)]
     if node.op != "call_function":
         raise Unwritable(f"a node of kind {node.op}")
@@ -167,6 +172,8 @@ def _read_node(graph: torch.fx.Graph, written: list, nodes: list) -> torch.fx.No
     name, op, args, kwargs, made, place = written
     if op is None:
         node = graph.placeholder(_text(name))
+        if not isinstance(made, list):
+            raise Unreadable(f"the placeholder {name} is no tensor")
     else:
         target = _op(op)
         if target is None:
@@ -194,7 +201,7 @@ def _op(name: str):
     if not known or name.count(".") != 2:
         return None
     space, packet, overload = name.split(".")
-    op = getattr(getattr(getattr(torch.ops, space), packet), overload)
+    op = getattr(getattr(getattr(torch.ops, space), packet), overload)  # asks a table of torch's, which imports nothing
     return op if isinstance(op, torch._ops.OpOverload) else None
 
 
@@ -236,10 +243,9 @@ def _read_value(value, nodes: list):
 
 
 def _constant(kind: str, name: str):
-    made = getattr(torch, _text(name))
-    if not isinstance(made, _TORCH[kind]):
+    if name not in _TORCH_NAMED[kind]:
         raise Unreadable(f"torch.{name} is no {kind}")
-    return made
+    return _TORCH_NAMED[kind][name]
 
 
 def _write_made(value):
@@ -306,7 +312,7 @@ def _kind(tag: str, name: str) -> type | None:
     module, _, path = name.partition(":")
     kind = sys.modules.get(module)
     for part in path.split("."):
-        kind = getattr(kind, part, None)
+        kind = vars(kind).get(part) if isinstance(kind, (type, types.ModuleType)) else None  # runs no code, as getattr may
     if not isinstance(kind, type):
         return None
     fits = {

@@ -265,11 +265,39 @@ def test_killed_writers_leave_a_cache_that_works(folder):
 def test_abandoned_parts_are_removed_and_fresh_ones_are_not(folder):
     store = Cache(folder)
     store.store(KEY, b"x")
-    for name, age in (("old", 7200), ("new", 0)):
-        (folder / f"{name}.part").write_bytes(b"half")
-        os.utime(folder / f"{name}.part", (time.time() - age,) * 2)
+    names = [f"diffusers_oneflow-unfinished-{i}.part" for i in "ab"]
+    for name, age in zip(names, (7200, 0)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
     store.store(KEY, b"x")
-    assert sorted(p.name for p in folder.iterdir()) == [f"{KEY}.program", "new.part"]
+    assert sorted(p.name for p in folder.iterdir()) == [f"{KEY}.program", names[1]]
+
+
+def test_an_unfinished_file_is_known_as_one(folder, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *args: os._exit(0))
+    if not (child := os.fork()):
+        Cache(folder).store(KEY, b"x")
+    os.waitpid(child, 0)
+    (left,) = folder.iterdir()
+    os.utime(left, (1000, 1000))
+    monkeypatch.undo()
+    Cache(folder).store(KEY, b"x")
+    assert [p.name for p in folder.iterdir()] == [f"{KEY}.program"]
+
+
+def test_files_of_others_in_the_folder_stay(folder):
+    folder.mkdir()
+    others = ["film.part", f"{KEY}.part", "my.program", f"{KEY[1:]}.program", f"{KEY.upper()}.program", f"{KEY}.program.bak"]
+    for name in others:
+        (folder / name).write_bytes(bytes(1000))
+        os.utime(folder / name, (1000, 1000))
+    store = Cache(folder, most_bytes=100)
+    store.store(KEY, bytes(1000))
+    assert store.usage() == cache.Usage(0, 0)
+    store.most_bytes = 10_000
+    store.store(KEY, bytes(1000))
+    assert store.clear().programs == 1
+    assert sorted(p.name for p in folder.iterdir()) == sorted(others)
 
 
 def test_the_least_recently_used_go(folder):

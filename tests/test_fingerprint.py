@@ -1,16 +1,21 @@
 """Whatever decides what a module computes is part of its digest: each of these would otherwise give a stale program."""
 
 import copy
+import enum
 import functools
+import importlib
+import subprocess
 import sys
 import time
 import types
+import weakref
 from pathlib import Path
 
 import diffusers.models.activations as activations
 import diffusers.models.attention_dispatch as attention_dispatch
 import diffusers.models.attention_processor as attention_processor
 import diffusers.models.embeddings as embeddings
+import numpy
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -364,6 +369,20 @@ def test_files_of_installed_packages(tmp_path, monkeypatch):
         digest(module)
 
 
+def test_a_fork_knows_when_its_code_was_read():
+    """Not when it was forked."""
+    code = (
+        "import os, time, diffusers_oneflow, torch\n"
+        "time.sleep(1.2)\n"
+        "now = time.time()\n"
+        "if not (child := os.fork()):\n"
+        "    from diffusers_oneflow.libraries import _started\n"
+        "    os._exit(0 if 0 < _started() < now - 1 else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_versions_and_this_package_are_in_the_key(monkeypatch):
     before = cache.key_of("x")
     for name in cache.PACKAGES:
@@ -399,3 +418,127 @@ def test_tensors_come_in_the_same_order():
     module = Whole()
     module.second = torch.zeros(2)
     assert [t is u for t, u in zip(fingerprint(module).tensors, (module.table, module.second))] == [True, True]
+
+
+MEMBERS = """
+import getattr_me, pkg.ops, torch
+from pkg import ops as alias
+def named(x): return pkg.ops.act(x)
+def inside(x):
+    import pkg.deep.ops
+    return pkg.ops.act(x)
+def within(x):
+    from pkg import ops
+    return ops.act(x)
+def given(x, place=None): return getattr(place, "act")(x)
+def by_text(x): return given(x, alias)
+def by_dictionary(x): return alias.__dict__["act"](x)
+def evaluated(x): return eval("alias.act")(x)
+def listed(x): return globals()["alias"].act(x)
+def imported(x):
+    import importlib as i
+    return i.import_module("pkg.ops").act(x)
+def loaded(x):
+    import sys
+    return sys.modules["pkg.ops"].act(x)
+def variables(x): return vars(alias)["act"](x)
+def aliased(x): return run("alias.act")(x)
+def harmless(x): return x.eval()
+run = eval
+"""
+
+
+@pytest.fixture
+def members(tmp_path, monkeypatch):
+    """A user's modules, and a function that makes a module of torch with a function of theirs as forward."""
+    (tmp_path / "pkg" / "deep").mkdir(parents=True)
+    for name, text in (("pkg/__init__", ""), ("pkg/ops", "def act(x): return x\n"), ("pkg/deep/__init__", ""),
+                       ("pkg/deep/ops", ""), ("getattr_me", ""), ("members_test", MEMBERS)):  # fmt: skip
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    members_test = importlib.import_module("members_test")
+    importlib.import_module("pkg.deep.ops")
+
+    def make(name):
+        return type("Own", (torch.nn.Module,), {"forward": staticmethod(getattr(members_test, name))})()
+
+    yield make
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("pkg", "getattr_me", "members_test")]:
+        del sys.modules[name]
+    libraries.origin.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["named", "inside", "within", "by_text", "by_dictionary"])
+def test_members_of_a_users_modules(members, name, monkeypatch):
+    module = members(name)
+    before = digest(module)
+    assert digest(module) == before
+    monkeypatch.setattr(sys.modules["pkg.ops"], "act", lambda x: x * 2)
+    assert digest(module) != before
+
+
+def test_a_users_module_in_an_attribute(members, monkeypatch):
+    module = members("harmless")
+    module.place = sys.modules["pkg"]
+    before = digest(module)
+    monkeypatch.setattr(sys.modules["pkg.ops"], "act", lambda x: x * 2)
+    assert digest(module) != before
+
+
+@pytest.mark.parametrize("name", ["evaluated", "listed", "imported", "loaded", "variables", "aliased"])
+def test_code_that_may_reach_anything_is_not_kept(members, name):
+    with pytest.raises(Unknowable):
+        digest(members(name))
+
+
+class Level(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+def test_what_is_weakly_held():
+    module, held = Whole(), Helper()
+    held.factor = 2.0
+    module.parent = weakref.ref(held)
+    before = digest(module)
+    held.factor = 3.0
+    assert digest(module) != before
+    del held
+    assert digest(module) not in (before, digest(Whole()))
+    held = Helper()
+    module.parent = weakref.proxy(held)
+    with pytest.raises(Unknowable, match="weak proxy"):
+        digest(module)
+
+
+def test_values_of_enums(monkeypatch):
+    module = Whole()
+    module.level = Level.LOW
+    before = digest(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(Level.LOW, "_value_", 7)
+        assert digest(module) != before
+    assert digest(module) == before
+    monkeypatch.setattr(Level, "method", lambda self: 1, raising=False)
+    assert digest(module) != before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.ones(2), torch.zeros(2)),
+        (numpy.ones(2), numpy.zeros(2)),
+        ([torch.ones(2)], [torch.zeros(2)]),
+        ([keeps(1.0)], [keeps(2.0)]),
+        (Slots(1), Slots(2)),
+        (functools.lru_cache(keeps(1.0)), functools.lru_cache(keeps(2.0))),
+    ],
+    ids=["tensor", "array", "tensor in a list", "function in a list", "object", "cached function"],
+)
+@pytest.mark.parametrize("place", [embeddings, embeddings.Timesteps])
+def test_content_in_globals_of_installed_packages(unet, place, one, other, monkeypatch):
+    monkeypatch.setattr(place, "TABLE", one, raising=False)
+    before = digest(unet)
+    assert digest(unet) == before
+    monkeypatch.setattr(place, "TABLE", other)
+    assert digest(unet) != before

@@ -1,6 +1,7 @@
 """Other sizes of a known model: the same program as torch.export's, or torch.export's."""
 
 import copy
+import threading
 import types
 
 import pytest
@@ -147,6 +148,15 @@ class KeepsTable(Base):
         return x + self.table
 
 
+class KeepsLarge(Base):
+    def __init__(self):
+        super().__init__()
+        self.large = torch.randn(1 << 18)
+
+    def forward(self, x):
+        return x + self.large[:4]
+
+
 class KeepsMap(Base):
     """Only what more than two rows give it."""
 
@@ -176,6 +186,42 @@ def test_code_sees_that_it_is_exported():
     program = again(AsksExport(), [tidied(AsksExport(), torch.randn(2, 4))], torch.randn(3, 4))
     assert not torch.compiler.is_exporting() and not torch.compiler.is_compiling()
     assert [n.args[1] for n in program.graph.nodes if n.op == "call_function"] == [1]
+
+
+class AsksElsewhere(Base):
+    def forward(self, x):
+        def ask():
+            FOUND.append(bool(torch.compiler.is_exporting() or torch.compiler.is_compiling()))
+
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        return x + 1
+
+
+FOUND = []
+
+
+def test_other_threads_are_not_told_that_they_are_exported():
+    known = tidied(AsksElsewhere(), torch.randn(2, 4))
+    FOUND.clear()
+    again(AsksElsewhere(), [known], torch.randn(3, 4))
+    assert FOUND == [True, False]
+
+
+def test_a_flag_that_another_thread_puts_back_says_nothing():
+    with retrace._as_in_export():
+        left = torch.compiler._is_exporting_flag
+        assert left
+    assert not left
+
+
+def test_tables_are_not_kept_for_other_sizes():
+    module = KeepsLarge()
+    found, _ = run(module, (torch.randn(2, 4),), (torch.randn(5, 4),))
+    kept = dispatcher_of(module)._programs._captured.values()
+    assert found == ["captured", ANEW] and 0 < sum(len(data) for group in kept for data in group) < 1 << 16
 
 
 def test_a_stateful_module_is_refused_and_left_alone():

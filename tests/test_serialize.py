@@ -2,6 +2,8 @@
 
 import collections
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -125,6 +127,14 @@ def _set_argument(value):
     return change
 
 
+def _set_made(op, value):
+    def change(document):
+        node = next(n for n in document["nodes"] if (n[1] is not None) == op)
+        node[4] = value
+
+    return change
+
+
 def _drop(key):
     return lambda document: document.pop(key)
 
@@ -139,7 +149,8 @@ def _drop(key):
         _set_result("dict", "builtins:type"),
         _set_argument({"node": 10**6}), _set_argument({"dtype": "load"}), _set_argument({"layout": "float32"}),
         _set_argument({"pickle": "gASVAAA="}), _set_argument({"dtype": "float32", "node": 1}),
-        _drop("nodes"), _drop("outputs"),
+        _drop("nodes"), _drop("outputs"), _set_made(False, None), _set_made(False, {"of": [[[2], "float32"]]}),
+        _set_made(True, [[2], "float33"]), _set_argument({"dtype": ["float32"]}), _set_result("dataclass", "torch:_dynamo"),
     ],
 )  # fmt: skip
 def test_what_was_not_written_here_is_refused(program, change):
@@ -148,6 +159,35 @@ def test_what_was_not_written_here_is_refused(program, change):
     change(document)
     with pytest.raises(Unreadable):
         loads(_with(program, document))
+
+
+_LAZY = """
+import builtins, sys
+from diffusers_oneflow import engine, serialize
+engine.load()
+serialize._op("no.such.op")
+import torch
+LAZY = [name for name in ("_dynamo", "_inductor", "_export", "onnx") if f"torch.{name}" not in sys.modules]
+assert "onnx" in LAZY
+def refuse(name, *args):
+    raise SystemExit(f"imports {name}")
+class Finder:
+    find_spec = staticmethod(refuse)
+sys.meta_path.insert(0, Finder)
+for name in LAZY:
+    try:
+        serialize._constant("dtype", name)
+        raise SystemExit("not refused")
+    except (serialize.Unreadable, AttributeError):
+        pass
+    assert serialize._kind("dataclass", f"torch:{name}.Thing") is None
+assert serialize._op("aten.silu.default") and serialize._constant("dtype", "float16") is torch.float16
+"""
+
+
+def test_reading_imports_nothing():
+    done = subprocess.run([sys.executable, "-c", _LAZY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"PK\x03\x04" + bytes(100), bytes(8), save({"a": torch.ones(1)})])
