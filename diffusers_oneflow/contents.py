@@ -34,7 +34,8 @@ def contents(value) -> list[tuple[object, object]]:
     if isinstance(value, OPAQUE):
         return []
     if isinstance(value, dict):
-        found = list(value.items())
+        # Not what a class of its own makes of them: transformers loads every model there is.
+        found = list(dict.items(value))
     elif isinstance(value, functools.partial):
         found = [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
     elif isinstance(value, CONTAINERS):

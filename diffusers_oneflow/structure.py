@@ -69,6 +69,7 @@ class Structure:
         self._classes: dict[type, None] = {}
         self._read: set[tuple] = set()  # id of a module's dictionary, name in it
         self._place, self._in_classes, self._named = "", False, False
+        self._outside: str | None = None
         # All but the module itself: it is to be freed with its last reference, not by the garbage collector.
         modules = [sub for sub in module.modules() if sub is not module]
         self._modules = {id(module), *map(id, modules)}
@@ -82,6 +83,7 @@ class Structure:
         for cls in types:
             self._meet(cls)
         code = self._code()
+        self.refusal = self.refusal or self._outside
         tensors = self.weights.values()
         self.weights_key = tuple(t.data_ptr() for t in tensors)
         layouts = tuple((t.size(), t.stride()) for t in tensors)
@@ -142,7 +144,7 @@ class Structure:
             return (kind, value)
         if isinstance(value, torch.nn.Module):
             if id(value) not in self._modules:
-                self.refusal = self.refusal or f"{self._place} holds a {kind.__name__} that is none of its submodules"
+                self._outside = self._outside or f"{self._place} holds a {kind.__name__} that is none of its submodules"
             return ("module", self._identity(value))
         if isinstance(value, torch.Tensor):
             self._tensors.append(value)
