@@ -1,5 +1,6 @@
 """From a call of a torch module to a graph of ATen ops."""
 
+import collections
 import contextlib
 import copy
 import linecache
@@ -15,6 +16,10 @@ from torch.fx.experimental import proxy_tensor
 from .contents import CONTAINERS, DEPTH, OPAQUE, contents, snapshot
 from .errors import Unsupported
 
+# Tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself. And what this package keeps there.
+_NOT_HELD = frozenset(("_parameters", "_buffers", "_modules", "_oneflow_dispatcher", "_compiled_call_impl"))
+# How often one container is looked into, where several places hold it.
+_TIMES = 4
 TRACE_LOCK = threading.RLock()
 
 
@@ -318,16 +323,15 @@ def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Se
 
 def _held(module: torch.nn.Module) -> dict[tuple, object]:
     """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
-    held, seen = {}, set()
+    held, seen = {}, collections.Counter()
     for name, sub in module.named_modules():
-        # Not the tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself.
-        attributes = {k: v for k, v in sub.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+        attributes = {k: v for k, v in sub.__dict__.items() if k not in _NOT_HELD}
         for key, value in (*attributes.items(), *sub._modules.items()):
             held.update(_values((name, key), value, seen, DEPTH))
     return held
 
 
-def _values(place: tuple, value, seen: set[int], depth: int):
+def _values(place: tuple, value, seen: collections.Counter, depth: int):
     """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
     place, and of plain objects (attention processors) both themselves and, the first time, what they hold."""
     container = isinstance(value, CONTAINERS)
@@ -335,18 +339,17 @@ def _values(place: tuple, value, seen: set[int], depth: int):
         yield place, type(value)  # empty
     elif not container or not depth:
         yield place, value
-    if not depth or isinstance(value, OPAQUE) or id(value) in seen:
+    # A container that many hold is followed some times only: each level of such ones would multiply the work.
+    if not depth or isinstance(value, OPAQUE) or seen[id(value)] >= (_TIMES if container else 1):
         return
     inner = contents(value)
-    seen.add(id(value))
+    seen[id(value)] += 1
     if not container:
         with contextlib.suppress(ValueError):  # too large: such a module is not captured
             if not inner and (read := snapshot(value)) is not None:
                 yield (*place, "content"), repr(read())
     for key, held in inner:
         yield from _values((*place, key), held, seen, depth - 1)
-    if container:  # only where it holds itself
-        seen.discard(id(value))
 
 
 def _same(a, b) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 import diffusers_oneflow
 from diffusers_oneflow import lowering, signature
-from diffusers_oneflow.capture import capture, op_name, twin, where
+from diffusers_oneflow.capture import _held, capture, op_name, twin, where
 from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.parity import component
 
@@ -286,3 +286,12 @@ def test_a_weight_that_a_hook_computes_is_no_state():
     diffusers_oneflow.compile(conv, diffusers_oneflow.OneFlowConfig(fallback="error"))
     with pytest.raises(Unsupported, match="hooks"):
         conv(x)
+
+
+def test_what_this_package_keeps_on_a_module_is_no_state_of_it(block):
+    """It holds all of the module again, for every graph."""
+    plain = _held(block)
+    diffusers_oneflow.compile(block, diffusers_oneflow.OneFlowConfig(progress=False))
+    with torch.no_grad():
+        block(torch.randn(1, 3, 8, 8))
+    assert _held(block).keys() == plain.keys()
