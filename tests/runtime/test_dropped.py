@@ -27,6 +27,16 @@ def bits(tensor):
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
 
 
+def patiently(memory) -> str:
+    """Drop it. A machine that is busy moves pages about, and may hold one for longer than a drop waits: it is refused then,
+    nothing is lost, and a later one succeeds."""
+    for _ in range(10):
+        if (outcome := memory.drop()) != "refused":
+            break
+        time.sleep(0.5)
+    return outcome
+
+
 class Held:
     """A weight whose memory was dropped; `before` has its bytes."""
 
@@ -36,7 +46,7 @@ class Held:
         source = loader.pack().filter_source(weight.data_ptr(), *filter_sizes(weight), self.packed.data_ptr())
         self.memory = native.Released(weight.data_ptr(), weight.nbytes, source)
         if drop:
-            assert self.memory.drop() == "dropped"
+            assert patiently(self.memory) == "dropped"
 
     def unchanged(self):
         return np.array_equal(bits(self.weight), self.before)
