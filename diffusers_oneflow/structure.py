@@ -143,7 +143,7 @@ class Structure:
         if isinstance(value, _SIMPLE):
             return (kind, value)
         if isinstance(value, torch.nn.Module):
-            if id(value) not in self._modules:
+            if id(value) not in self._modules and not self._in_classes:
                 self._outside = self._outside or f"{self._place} holds a {kind.__name__} that is none of its submodules"
             return ("module", self._identity(value))
         if isinstance(value, torch.Tensor):
