@@ -13,11 +13,11 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import proxy_tensor
 
-from .contents import CONTAINERS, DEPTH, OPAQUE, contents, snapshot
+from .contents import CONTAINERS, DEPTH, OPAQUE, OWN, TABLES, contents, snapshot
 from .errors import Unsupported
 
 # Tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself. And what this package keeps there.
-_NOT_HELD = frozenset(("_parameters", "_buffers", "_modules", "_oneflow_dispatcher", "_compiled_call_impl"))
+_NOT_HELD = frozenset((*TABLES, *OWN))
 # How often one container is looked into, where several places hold it.
 _TIMES = 4
 TRACE_LOCK = threading.RLock()
@@ -66,6 +66,30 @@ class FlatCall(torch.nn.Module):
         return self.finish(result, tensors)
 
 
+def as_it_is(module, tensors):
+    """Of `capture`'s `adapted`: tensors of the call change nothing in the module."""
+    return contextlib.nullcontext()
+
+
+def observed(
+    module: torch.nn.Module, rebuild: Callable, flatten: Callable, adapted: Callable, depends: Callable | None = None
+) -> tuple[FlatCall, list, list[str]]:
+    """``(call, results, changed)``: when `call` is traced, what forward returned, flattened, and the attributes that its code
+    has changed (`watch`) are added to the latter two."""
+    results, changed = [], []
+    changes = watch(module, depends or _depends)
+
+    def finish(result, given):
+        # Here, since torch.export puts back some attributes itself before it returns.
+        changed.extend(changes(given))
+        results.append(flatten(result))
+        return tuple(results[-1].tensors)
+
+    call = FlatCall(module, rebuild, adapted, finish)
+    call.training = module.training
+    return call, results, changed
+
+
 def _items(container) -> list:
     return list(container.values() if isinstance(container, dict) else container)
 
@@ -85,7 +109,7 @@ def capture(
     rebuild: Callable,
     flatten: Callable,
     is_lowered: Callable[[str], bool],
-    adapted: Callable = lambda module, tensors: contextlib.nullcontext(),
+    adapted: Callable = as_it_is,
 ) -> Program:
     """Trace ``module.forward`` on `tensors` with torch.export.
 
@@ -100,21 +124,11 @@ def capture(
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
         Exception: whatever torch.export or the module's own code raises.
     """
-    results, changed = [], []
     # torch.export swaps fake tensors into the module's tables, and the module's code may store what it
     # computes: neither must be seen by other threads, or stay. So a copy is traced that shares all tensors.
     module = twin(module)
     install_output_hooks(module)
-    changes = watch(module)
-
-    def finish(result, given):
-        # Here, since torch.export puts back some attributes itself before it returns.
-        changed.extend(changes(given))
-        results.append(flatten(result))
-        return tuple(results[-1].tensors)
-
-    call = FlatCall(module, rebuild, adapted, finish)
-    call.training = module.training
+    call, results, changed = observed(module, rebuild, flatten, adapted)
     with torch.no_grad(), _alone(), _forgetful():
         exported = torch.export.export(call, tuple(tensors), strict=False)
         if changed:

@@ -20,6 +20,9 @@ OPAQUE = (
     types.FunctionType, types.ModuleType, logging.Logger, logging.LoggerAdapter, weakref.ref, enum.Enum,
     typing._Final, dataclasses.Field,
 )  # fmt: skip
+# Where modules keep tensors and other modules, and where this package keeps what stands in the place of their call.
+TABLES = ("_parameters", "_buffers", "_modules")
+OWN = ("_oneflow_dispatcher", "_compiled_call_impl")
 CONTAINERS = (dict, list, tuple, collections.deque, functools.partial)
 # Levels down to which contents are followed; what goes deeper, or in a circle of containers, is refused.
 DEPTH = 32

@@ -159,9 +159,7 @@ class Dispatcher:
     def _drop_stale(self, known: Structure):
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
         for key in [k for k in self._graphs if k[0] == known.token]:
-            entry = self._pop(key)
-            if isinstance(entry, Entry):
-                entry.close()
+            self._drop(key)
         self._weights.drop()
 
     def _entry(self, module, structure: Structure, call: Call) -> Entry | str:
@@ -216,12 +214,14 @@ class Dispatcher:
     def _trim(self):
         """Drop the least recently used beyond `max_graphs`; reasons why there is none take little, and are kept longer."""
         for key in [k for k, e in self._graphs.items() if isinstance(e, Entry)][: -self.config.max_graphs]:
-            self._pop(key).close()
+            self._drop(key)
         while len(self._graphs) > 4 * self.config.max_graphs:
-            key, oldest = next(iter(self._graphs.items()))
-            self._pop(key)
-            if isinstance(oldest, Entry):
-                oldest.close()
+            self._drop(next(iter(self._graphs)))
+
+    def _drop(self, key: tuple):
+        entry = self._pop(key)
+        if isinstance(entry, Entry):
+            entry.close()
 
     def _pop(self, key: tuple) -> Entry | str:
         """Forget one graph, and with the last of its kind what was learned of such calls."""

@@ -8,7 +8,6 @@ methods, functions that they name, their defaults, closures and globals. Install
 
 import builtins
 import collections
-import dis
 import enum
 import functools
 import hashlib
@@ -27,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
+from .bytecode import constants, imported_as, looked_up, names_in
 from .libraries import PLAIN, TORCH, Libraries, Unknowable, files, origin
 from .structure import IGNORED, fixed
 
@@ -318,7 +318,7 @@ class _Walk:
             self._code(function.__code__)
             self.value(function.__defaults__)
             self.value(function.__kwdefaults__)
-            names = _names(function.__code__)
+            names = names_in(function.__code__)
             self._globals(function.__code__, names, space)
             self._surroundings(function.__code__, names, space)
         elif place == "installed":
@@ -330,8 +330,8 @@ class _Walk:
             except ValueError:
                 self._put("empty cell")
 
-    def _globals(self, code: types.CodeType, names: list[str], space: dict):
-        read, imported = _looked_up(code)
+    def _globals(self, code: types.CodeType, names: tuple[str, ...], space: dict):
+        read, imported = looked_up(code)
         seen: set[int] = set()
         for name in read:
             if name in space:
@@ -340,14 +340,14 @@ class _Walk:
             elif (builtin := vars(builtins).get(name)) is getattr or builtin in _ANYTHING:
                 self._named(builtin)
         for name in imported:
-            for module in _imported(name, space):
+            for module in imported_as(name, space):
                 self._put("import", name)
                 self._global(module, names, seen)
         if not _WAYS.isdisjoint(names) or {"sys", "modules"}.issubset(names):
             raise Unknowable(f"{code.co_name}, which may reach any module")
         self._unnamed |= not _MEMBERS.isdisjoint(names)
 
-    def _global(self, value, names: list[str], seen: set[int]):
+    def _global(self, value, names: tuple[str, ...], seen: set[int]):
         if not isinstance(value, types.ModuleType):
             self.value(value)
             return
@@ -368,10 +368,10 @@ class _Walk:
                 self._put(name)
                 self._global(vars(value)[name], names, seen)
 
-    def _surroundings(self, code: types.CodeType, names: list[str], space: dict):
+    def _surroundings(self, code: types.CodeType, names: tuple[str, ...], space: dict):
         """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
         if not {"environ", "getenv", "environb"}.isdisjoint(names):
-            texts = {c for c in _constants(code) if isinstance(c, str)}
+            texts = {c for c in constants(code) if isinstance(c, str)}
             texts.update(space[name] for name in names if isinstance(space.get(name), str))
             if not texts:
                 raise Unknowable(f"{code.co_name}, which reads the environment")
@@ -386,41 +386,6 @@ class _Walk:
         self._all(code.co_consts)
 
 
-@functools.lru_cache(maxsize=8192)
-def _names(code: types.CodeType) -> list[str]:
-    """All names that code, and code within it, may look up."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names(constant)))
-    return list(names)
-
-
-@functools.lru_cache(maxsize=8192)
-def _looked_up(code: types.CodeType) -> tuple[list[str], list[str]]:
-    """The globals, or builtins, that code and code within it reads; and what it imports, by the names that the code has."""
-    read, imported = {}, {}
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            read[step.argval] = None
-        elif step.opname in ("IMPORT_NAME", "IMPORT_FROM"):
-            imported[step.argval] = None
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            for names, more in zip((read, imported), _looked_up(constant)):
-                names.update(dict.fromkeys(more))
-    return list(read), list(imported)
-
-
-def _constants(code: types.CodeType):
-    """The constants of code and of code within it."""
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _constants(constant)
-        else:
-            yield constant
-
-
 @functools.lru_cache(maxsize=4096)
 def _slots(cls: type) -> list[str]:
     """Attributes that objects of a class have without a dictionary."""
@@ -432,12 +397,3 @@ def _slots(cls: type) -> list[str]:
                 private = name.startswith("__") and not name.endswith("__")
                 found.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
     return [name for name in found if name not in ("__dict__", "__weakref__")]
-
-
-def _imported(name: str, space: dict) -> list[types.ModuleType]:
-    """The loaded modules that ``import name`` or ``from .name import ...`` inside a function may mean."""
-    package, places = space.get("__package__") or "", [name, name.partition(".")[0]]
-    while package:
-        places.append(f"{package}.{name}".rstrip("."))  # of ``from . import`` there is no name
-        package = package.rpartition(".")[0]
-    return [sys.modules[place] for place in dict.fromkeys(places) if sys.modules.get(place) is not None]

@@ -35,7 +35,7 @@ class Hoisted:
         self, graph: CompiledGraph, positions: list[int], buffers: list[torch.Tensor], weights: list[torch.Tensor], content: tuple
     ):
         self.graph, self.runs, self.users, self.content = graph, 0, 0, content
-        self._positions, self._buffers, self._weights = positions, buffers, weights
+        self.buffers, self._positions, self._weights = buffers, positions, weights
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._latest: list[torch.Tensor] | None = None
         store = graph.store if graph.store is not None and graph.store.releases else None
@@ -47,11 +47,6 @@ class Hoisted:
     def kept_bytes(self) -> int:
         """Bytes of results kept for inputs that may come again."""
         return sum(t.nbytes for tensors in self._kept.values() for t in tensors)
-
-    @property
-    def buffers(self) -> list[torch.Tensor]:
-        """What the main graphs read, one for each result."""
-        return self._buffers
 
     def release(self):
         """One graph less reads the buffers; with the last, the prologue is freed."""
@@ -75,7 +70,7 @@ class Hoisted:
             self.runs += 1
             if small:
                 self._keep(key, results)
-        for buffer, result in zip(self._buffers, results):
+        for buffer, result in zip(self.buffers, results):
             buffer.copy_(result)
         self._latest = [t.detach().clone() for t in inputs]
 

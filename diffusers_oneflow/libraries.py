@@ -206,12 +206,7 @@ def files(root: str) -> str:
 
 
 def _state(root: str, path: str, status: os.stat_result) -> tuple[str, int, int]:
-    if status.st_mtime > _started():
+    if status.st_mtime > STARTED:
         name = os.path.basename(path)
         raise Unknowable(f"the package {root}, whose {name} was written to after this process had started")
     return path, status.st_size, status.st_mtime_ns
-
-
-def _started() -> float:
-    """When this process, or the one that it is a fork of, was started, in seconds since 1970."""
-    return STARTED

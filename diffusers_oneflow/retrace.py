@@ -15,7 +15,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 
-from .capture import TRACE_LOCK, FlatCall, Program, install_output_hooks, twin, watch
+from .capture import TRACE_LOCK, Program, as_it_is, install_output_hooks, observed, twin
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
@@ -25,15 +25,11 @@ _ANSWERS = {
 _CHECKS = "aten._assert_tensor_metadata.default"
 
 
-def _as_it_is(module, tensors):
-    return contextlib.nullcontext()
-
-
 class Differs(Exception):
     """The module computes something else for these sizes, or does what only torch.export can follow; the message says what."""
 
 
-def retrace(module: torch.nn.Module, tensors: list, rebuild, flatten, known: list[Program], adapted=_as_it_is) -> Program:
+def retrace(module: torch.nn.Module, tensors: list, rebuild, flatten, known: list[Program], adapted=as_it_is) -> Program:
     """What `capture.capture` would give for `tensors`, with the help of what it gave for tensors of other sizes.
 
     Args:
@@ -145,7 +141,6 @@ def _without_data(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _trace(module, tensors, rebuild, flatten, adapted) -> Program:
-    results, changed = [], []
     module = twin(module)
     install_output_hooks(module)
     weights: dict[int, tuple[str, torch.Tensor]] = {}  # id of the tensor, or of the one in its place -> name, the latter
@@ -158,15 +153,7 @@ def _trace(module, tensors, rebuild, flatten, adapted) -> Program:
                         weights[id(tensor)] = weights[id(known[1])] = known
                     table[key] = weights[id(tensor)][1]
     recorder = _Recorder()
-    changes = watch(module, recorder.depends)
-
-    def finish(result, given):
-        changed.extend(changes(given))
-        results.append(flatten(result))
-        return tuple(results[-1].tensors)
-
-    call = FlatCall(module, rebuild, adapted, finish)
-    call.training = module.training
+    call, results, changed = observed(module, rebuild, flatten, adapted, recorder.depends)
     inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_META) for t in tensors]
     recorder.real.update({key: (empty, empty) for key, (_, empty) in weights.items()})
     with enable_python_dispatcher(), recorder, _Devices():

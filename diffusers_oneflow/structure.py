@@ -7,7 +7,6 @@ a version number (PEP 509), and only where one has changed is the structure read
 """
 
 import collections
-import functools
 import gc
 import struct
 import types
@@ -15,18 +14,17 @@ import types
 import torch
 
 from . import engine, strengths
-from .contents import DEPTH, OPAQUE, contents, is_mutable_class, snapshot
+from .bytecode import names_in
+from .contents import DEPTH, OPAQUE, OWN, TABLES, contents, is_mutable_class, snapshot
 from .libraries import origin
 
-_TABLES = ("_parameters", "_buffers", "_modules")
 # Hooks with keywords and the like are listed in one of these two as well.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Neither shape the forward pass: gradient and state_dict machinery, and what this package stores.
 IGNORED = frozenset((
-    *_TABLES, *_HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+    *TABLES, *OWN, *_HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-    "_oneflow_dispatcher", "_compiled_call_impl",
 ))  # fmt: skip
 _SIMPLE = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
 # Of classes: what Python itself writes, and what documents.
@@ -100,14 +98,14 @@ class Structure:
     def _describe(self, name: str, module: torch.nn.Module) -> tuple:
         attributes = module.__dict__
         self._dicts.append(attributes)
-        self._dicts.extend(attributes[t] for t in _TABLES)
+        self._dicts.extend(attributes[t] for t in TABLES)
         self._dicts.extend(attributes[t] for t in _HOOKS if t in attributes)
         for table in ("_parameters", "_buffers"):
             for key, value in attributes[table].items():
                 if value is not None:
                     self.weights[f"{name}.{key}".lstrip(".")] = value
-        self._refuse(name, module)
         self._place = f"{name or 'the model'} ({type(module).__name__})"
+        self._refuse(name, module)
         values = tuple((k, self._value(v)) for k, v in self._fixed(name, module).items() if k not in IGNORED)
         tensors = (*attributes["_parameters"].items(), *attributes["_buffers"].items())
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
@@ -124,16 +122,17 @@ class Structure:
         return attributes
 
     def _refuse(self, name: str, module: torch.nn.Module):
-        label = f"{name or 'the model'} ({type(module).__name__})"
         attributes = module.__dict__
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         traceable = _TRACEABLE_WITHIN if name else _TRACEABLE_HOOKS
         if any(getattr(hook, "__module__", None) not in traceable for hook in hooks):
-            self.refusal = self.refusal or f"{label} has forward hooks, whose Python code must run in every call"
+            self.refusal = self.refusal or f"{self._place} has forward hooks, whose Python code must run in every call"
         elif "forward" in attributes and not _own_forward(module):
-            self.refusal = self.refusal or f"{label} has a forward of its own (a hook of accelerate or diffusers, or a patch)"
+            self.refusal = (
+                self.refusal or f"{self._place} has a forward of its own (a hook of accelerate or diffusers, or a patch)"
+            )
         elif name and attributes.get("_compiled_call_impl") is not None and "_oneflow_dispatcher" not in attributes:
-            self.refusal = self.refusal or f"{label} was compiled by torch.compile"
+            self.refusal = self.refusal or f"{self._place} was compiled by torch.compile"
 
     def _value(self, value, depth: int = DEPTH):
         """A hashable description of an attribute; follows what it holds."""
@@ -271,13 +270,6 @@ def _own_forward(module: torch.nn.Module) -> bool:
     """Whether a module has its class's `forward` as an attribute, which is what removed hooks leave there."""
     forward = module.__dict__.get("forward")
     return isinstance(forward, types.MethodType) and forward.__self__ is module and forward.__func__ is type(module).forward
-
-
-@functools.lru_cache(maxsize=8192)
-def names_in(code: types.CodeType) -> tuple[str, ...]:
-    """All names that code, and code within it, may look up."""
-    inner = [names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return tuple(dict.fromkeys([*code.co_names, *(n for names in inner for n in names)]))
 
 
 class Interned:

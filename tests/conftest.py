@@ -1,6 +1,7 @@
 """Small modules and pipelines for all tests; OneFlow is real everywhere."""
 
 import os
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests of the cache name their own folder.
@@ -9,6 +10,7 @@ os.environ["DIFFUSERS_ONEFLOW_CACHE"] = "off"
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -21,6 +23,26 @@ settings.load_profile("fixed")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _backend_as_before():
+    """What computes attention is set for the whole process."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Tests of the cache may run seconds after somebody has changed this package."""
+    monkeypatch.setattr("diffusers_oneflow.libraries.STARTED", time.time() + 1e6)
 
 
 @pytest.fixture

@@ -20,18 +20,7 @@ from diffusers_oneflow.errors import CacheWarning
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 KEY = "ab" * 32
-
-
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch):
-    """These tests may run seconds after somebody has changed this package."""
-    monkeypatch.setattr("diffusers_oneflow.libraries._started", lambda: time.time() + 1e6)
+pytestmark = pytest.mark.usefixtures("no_grad", "settled")
 
 
 @pytest.fixture
@@ -151,7 +140,7 @@ def test_what_changes_the_result_changes_the_key(folder, monkeypatch, change):
 
 
 def test_a_file_that_changed_while_the_process_ran_is_not_trusted(block, folder, monkeypatch):
-    monkeypatch.setattr("diffusers_oneflow.libraries._started", lambda: 0.0)
+    monkeypatch.setattr("diffusers_oneflow.libraries.STARTED", 0.0)
     run(block, folder, torch.randn(1, 3, 8, 8))
     assert not folder.exists() and "was written to after" in dispatcher_of(block)._programs.refusal
 
@@ -350,7 +339,7 @@ def test_another_process_finds_it(folder, tmp_path):
         "module = Own().eval()\n"
         "diffusers_oneflow.compile(module, diffusers_oneflow.OneFlowConfig(fallback='error', cache=sys.argv[1]))\n"
         "import diffusers_oneflow.libraries as f\n"
-        "f._started = lambda: 1e18\n"
+        "f.STARTED = 1e18\n"
         "with torch.no_grad():\n"
         "    x = torch.randn(2, 4)\n"
         "    assert torch.allclose(module(x), module._call_impl(x), atol=1e-5)\n"

@@ -11,15 +11,12 @@ from conformance import flux
 from diffusers_oneflow import OneFlowConfig
 from diffusers_oneflow.backend import dispatcher_of
 
-from .test_cache import CLOSE, _settled, check, run  # noqa: F401
+from .test_cache import CLOSE, check, run
 
 KEPT = "captured", "disk cache"
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad", "settled")
 
 
 @pytest.fixture

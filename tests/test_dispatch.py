@@ -38,10 +38,7 @@ def fallbacks(module) -> dict:
     return dispatcher_of(module).record.fallbacks
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def test_result_equals_torch_and_second_call_builds_nothing(block):

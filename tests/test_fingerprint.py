@@ -3,10 +3,8 @@
 import copy
 import enum
 import functools
-import importlib
 import subprocess
 import sys
-import time
 import types
 import weakref
 from pathlib import Path
@@ -29,11 +27,7 @@ from conformance import flux
 from diffusers_oneflow import cache, libraries
 from diffusers_oneflow.fingerprint import Unknowable, fingerprint
 
-
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch):
-    """These tests may run seconds after somebody has changed this package."""
-    monkeypatch.setattr("diffusers_oneflow.libraries._started", lambda: time.time() + 1e6)
+pytestmark = pytest.mark.usefixtures("settled")
 
 
 def digest(module, spec=()):
@@ -364,7 +358,7 @@ def test_files_of_installed_packages(tmp_path, monkeypatch):
     text = (package / "part.py").read_text()
     (package / "part.py").write_text(text.replace("return x", "return 2 * x"))
     assert digest(module) != before
-    monkeypatch.setattr(libraries, "_started", lambda: 0.0)
+    monkeypatch.setattr(libraries, "STARTED", 0.0)
     with pytest.raises(Unknowable, match="was written to after this process had started"):
         digest(module)
 
@@ -376,8 +370,8 @@ def test_a_fork_knows_when_its_code_was_read():
         "time.sleep(1.2)\n"
         "now = time.time()\n"
         "if not (child := os.fork()):\n"
-        "    from diffusers_oneflow.libraries import _started\n"
-        "    os._exit(0 if 0 < _started() < now - 1 else 1)\n"
+        "    from diffusers_oneflow.libraries import STARTED\n"
+        "    os._exit(0 if 0 < STARTED < now - 1 else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -418,77 +412,6 @@ def test_tensors_come_in_the_same_order():
     module = Whole()
     module.second = torch.zeros(2)
     assert [t is u for t, u in zip(fingerprint(module).tensors, (module.table, module.second))] == [True, True]
-
-
-MEMBERS = """
-import getattr_me, pkg.ops, torch
-from pkg import ops as alias
-def named(x): return pkg.ops.act(x)
-def inside(x):
-    import pkg.deep.ops
-    return pkg.ops.act(x)
-def within(x):
-    from pkg import ops
-    return ops.act(x)
-def given(x, place=None): return getattr(place, "act")(x)
-def by_text(x): return given(x, alias)
-def by_dictionary(x): return alias.__dict__["act"](x)
-def evaluated(x): return eval("alias.act")(x)
-def listed(x): return globals()["alias"].act(x)
-def imported(x):
-    import importlib as i
-    return i.import_module("pkg.ops").act(x)
-def loaded(x):
-    import sys
-    return sys.modules["pkg.ops"].act(x)
-def variables(x): return vars(alias)["act"](x)
-def aliased(x): return run("alias.act")(x)
-def harmless(x): return x.eval()
-run = eval
-"""
-
-
-@pytest.fixture
-def members(tmp_path, monkeypatch):
-    """A user's modules, and a function that makes a module of torch with a function of theirs as forward."""
-    (tmp_path / "pkg" / "deep").mkdir(parents=True)
-    for name, text in (("pkg/__init__", ""), ("pkg/ops", "def act(x): return x\n"), ("pkg/deep/__init__", ""),
-                       ("pkg/deep/ops", ""), ("getattr_me", ""), ("members_test", MEMBERS)):  # fmt: skip
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    members_test = importlib.import_module("members_test")
-    importlib.import_module("pkg.deep.ops")
-
-    def make(name):
-        return type("Own", (torch.nn.Module,), {"forward": staticmethod(getattr(members_test, name))})()
-
-    yield make
-    for name in [n for n in sys.modules if n.partition(".")[0] in ("pkg", "getattr_me", "members_test")]:
-        del sys.modules[name]
-    libraries.origin.cache_clear()
-
-
-@pytest.mark.parametrize("name", ["named", "inside", "within", "by_text", "by_dictionary"])
-def test_members_of_a_users_modules(members, name, monkeypatch):
-    module = members(name)
-    before = digest(module)
-    assert digest(module) == before
-    monkeypatch.setattr(sys.modules["pkg.ops"], "act", lambda x: x * 2)
-    assert digest(module) != before
-
-
-def test_a_users_module_in_an_attribute(members, monkeypatch):
-    module = members("harmless")
-    module.place = sys.modules["pkg"]
-    before = digest(module)
-    monkeypatch.setattr(sys.modules["pkg.ops"], "act", lambda x: x * 2)
-    assert digest(module) != before
-
-
-@pytest.mark.parametrize("name", ["evaluated", "listed", "imported", "loaded", "variables", "aliased"])
-def test_code_that_may_reach_anything_is_not_kept(members, name):
-    with pytest.raises(Unknowable):
-        digest(members(name))
 
 
 class Level(enum.Enum):

@@ -18,10 +18,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ANEW = "captured anew for these sizes"
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def tidied(module, *tensors):

@@ -11,14 +11,6 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from .pair import FLUX, SD, Pair, differ, flux, stable_diffusion, warned
 
 
-@pytest.fixture(autouse=True)
-def _backend_as_before():
-    """What computes attention is set for the whole process."""
-    before = _AttentionBackendRegistry._active_backend
-    yield
-    _AttentionBackendRegistry.set_active_backend(before)
-
-
 def test_free_u():
     pair = Pair(stable_diffusion, SD, only="unet", fallback="torch")
     plain = pair.draw()

@@ -132,6 +132,7 @@ inline void Multiply32x16(const char* a, const char* b, const char* columns, int
                           const Meanwhile& meanwhile) {
   const auto load_columns = [&](int part) { _tile_loadd(7, columns + 2 * part * kTile, 64); };
   // Tiles 0 and 1 are the sums of the large products, 2 to 5 of the small ones by turns: a sum has to wait for its last.
+  // One function for all of them cannot be: the numbers of tiles are part of the instructions.
   const auto large = [&] {
     _tile_loadd(6, a, 64);
     _tile_dpbf16ps(0, 6, 7);

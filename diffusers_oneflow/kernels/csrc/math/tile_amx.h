@@ -15,6 +15,8 @@ struct AmxTiles {
   // As much of a block as stays in the first-level cache while all rows are multiplied with it.
   static constexpr int64_t kPart = 96;
   static constexpr bool kSplits = true;
+  // Lines of what comes next that are fetched at a time.
+  static constexpr int kFetched = 8;
 
   static int64_t RowBytes(int64_t depth) { return amx::RowBytes(depth); }
   static int64_t BlockBytes(int64_t depth) { return amx::BlockBytes(depth); }
@@ -51,7 +53,7 @@ struct AmxTiles {
     const auto meanwhile = [&] {
       sums->Some();
       also();
-      for (int i = 0; i < 8 && next->lines > 0; ++i) { next->Fetch(); }
+      for (int i = 0; i < kFetched && next->lines > 0; ++i) { next->Fetch(); }
     };
     if (narrow) {
       amx::Multiply32x16(a, b, block, steps, made, meanwhile);

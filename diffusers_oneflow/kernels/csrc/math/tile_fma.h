@@ -21,7 +21,7 @@ struct FmaTiles {
   static int64_t BlockBytes(int64_t depth) { return depth * kColumns * sizeof(float); }
 
   struct Registers {};
-  // Results still to be added up: see amx.h.
+  // Results still to be added up: see meanwhile.h.
   struct Sums {
     void Settle() {}
   };

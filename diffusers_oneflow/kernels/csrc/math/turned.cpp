@@ -91,10 +91,11 @@ class Channels {
     const int64_t group = CeilDiv(end - begin, CeilDiv(end - begin, most));
     // A row of the filter is read in pieces as long as possible: so the processor fetches it ahead.
     const int64_t at_once = std::clamp<int64_t>(kColumnCache / pixels_.BlockBytes(), 1, blocks_.count);
+    const int64_t rows_bytes = 32 * amx::RowBytes(kDepth);
     static thread_local Scratch scratch;
-    char* memory = scratch.Get(2 * kRowsBytes + group * sides * tile_floats * 4);
+    char* memory = scratch.Get(2 * rows_bytes + group * sides * tile_floats * 4);
     if (memory == nullptr) { return false; }
-    auto* c = reinterpret_cast<float*>(memory + 2 * kRowsBytes);
+    auto* c = reinterpret_cast<float*>(memory + 2 * rows_bytes);
     amx::Registers registers;
     for (; begin < end; begin += group) {
       const int64_t tiles = std::min(group, end - begin);
@@ -102,7 +103,7 @@ class Channels {
         const int64_t blocks = std::min(at_once, blocks_.count - first), count = tiles * sides * blocks;
         const auto channel = [&](int64_t k) { return Channel(begin, tiles, k / blocks); };
         const auto block = [&](int64_t k) { return first + k % blocks; };
-        const auto rows = [&](int64_t k) { return memory + k % 2 * kRowsBytes; };
+        const auto rows = [&](int64_t k) { return memory + k % 2 * rows_bytes; };
         // While one product is computed, the filter's rows of the next are split, and those of the one after fetched.
         const auto split = [&](int64_t k) {
           const float* next = k + 1 < count ? Row(channel(k + 1), block(k + 1)) : Row(channel(k), first);
@@ -125,8 +126,6 @@ class Channels {
   }
 
  private:
-  static constexpr int64_t kRowsBytes = 32 * kDepth * amx::kParts * 2;
-
   // The first channel of the i-th tile of a group: the gates come after what they gate.
   int64_t Channel(int64_t begin, int64_t tiles, int64_t i) const {
     return i < tiles ? (begin + i) * 32 : half_ + (begin + i - tiles) * 32;
