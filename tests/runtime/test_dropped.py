@@ -21,6 +21,9 @@ pytestmark = pytest.mark.skipif(bool(native.release_refusal()), reason="memory c
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+FRESH = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
 
 
 def bits(tensor):
@@ -46,7 +49,7 @@ class Held:
         source = loader.pack().filter_source(weight.data_ptr(), *filter_sizes(weight), self.packed.data_ptr())
         self.memory = native.Released(weight.data_ptr(), weight.nbytes, source)
         if drop:
-            assert patiently(self.memory) == "dropped"
+            assert patiently(self.memory) == "dropped", self.memory.refusal
 
     def unchanged(self):
         return np.array_equal(bits(self.weight), self.before)
@@ -201,15 +204,30 @@ def test_a_watch_gets_ordinary_memory():
     assert made.memory.bytes == 0 and made.memory.touched
     if watch.tracked:
         assert made.memory.drop() == "refused" and made.unchanged()
+        assert made.memory.refusal == "a watch tracks some of it"
     made.weight[1, 1] = 3
     assert watch.changed() == [0]
     del watch
     assert made.memory.drop() == "changed"
 
 
+def test_memory_that_a_watch_has_lost_can_be_dropped():
+    """Somebody's weight was freed under a watch that lives on, and its addresses are another's by now."""
+    size = 512 * PAGE
+    area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    lost = native.WriteWatch([(address, size), (address, 10 * PAGE)])
+    tracked = lost.tracked
+    assert libc.mmap(address + PAGE, size - PAGE, 3, FRESH, -1, 0) == address + PAGE
+    made = Held(torch.frombuffer(area, dtype=torch.float32).view(512, -1))
+    assert made.memory.bytes == size and made.unchanged()
+    assert lost.changed() == [0, 1] and (not tracked or not lost.tracked)
+
+
 def test_what_cannot_be_dropped_is_refused_and_stays(tmp_path):
     small = held(16, 16, drop=False)
     assert small.memory.drop() == "refused" and small.unchanged()
+    assert small.memory.refusal == "it is too small"
     assert sum(size for _, size in small.memory.edges) == small.weight.nbytes
     shared = Held(torch.randn(512, 512).share_memory_(), drop=False)
     assert shared.memory.drop() == "refused" and shared.unchanged()
@@ -334,7 +352,4 @@ def test_memory_that_was_unmapped_is_forgotten():
     assert libc.munmap(address + size // 2, size // 2) == 0
     made.memory.give_back()
     assert np.array_equal(bits(weight)[: size // 2], made.before[: size // 2])
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
-    assert libc.mmap(address + size // 2, size // 2, 3, fixed, -1, 0) == address + size // 2  # the area's owner unmaps it
+    assert libc.mmap(address + size // 2, size // 2, 3, FRESH, -1, 0) == address + size // 2  # the area's owner unmaps it

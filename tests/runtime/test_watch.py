@@ -262,6 +262,18 @@ def test_memory_that_was_never_touched(track):
     libc.munmap(base, 1 << 20)
 
 
+@needs_tracking
+def test_what_is_left_of_freed_memory_is_tracked_no_more():
+    base = mapped(100 * PAGE)
+    seen, other = WriteWatch([(base, 100 * PAGE)]), WriteWatch([(base + 60 * PAGE, 20 * PAGE)])
+    libc.munmap(base + 20 * PAGE, 20 * PAGE)
+    assert seen.changed() == [0] and not seen.tracked
+    assert tracked_pages(base, 100 * PAGE) == 20 and other.tracked
+    del other
+    assert tracked_pages(base, 100 * PAGE) == 0
+    libc.munmap(base, 100 * PAGE)
+
+
 @both
 def test_freed_memory_counts_as_changed(track):
     size = 64 * PAGE

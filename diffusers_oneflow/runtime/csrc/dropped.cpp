@@ -35,6 +35,7 @@ struct Dropped {
   bool registered = false;
   std::vector<bool> missing{};  // by chunk
   std::atomic<bool> touched{false};
+  const char* refusal = nullptr;  // of the last Drop
 
   size_t Chunks() const { return (end - begin + kChunk - 1) / kChunk; }
   uintptr_t Chunk(size_t i) const { return std::min(end, begin + i * kChunk); }
@@ -110,10 +111,18 @@ const char* StartOnce() {
 // With the mutex held.
 bool Register(Dropped* dropped) {
   if (dropped->registered) { return true; }
-  if (StartOnce() != nullptr || registry.size() >= kMost || dropped->end < dropped->begin + kSmallest
-      || Overlaps(dropped->begin, dropped->end) || !RegisterMissing(dropped->begin, dropped->end)) {
-    return false;
+  dropped->refusal = StartOnce();
+  if (dropped->refusal != nullptr) { return false; }
+  if (registry.size() >= kMost) {
+    dropped->refusal = "this process has too many pieces of dropped memory";
+  } else if (dropped->end < dropped->begin + kSmallest) {
+    dropped->refusal = "it is too small";
+  } else if (Overlaps(dropped->begin, dropped->end)) {
+    dropped->refusal = "some of it belongs to another piece of dropped memory";
+  } else if (!RegisterMissing(dropped->begin, dropped->end)) {
+    dropped->refusal = "Linux does not let it be registered: it is a file's or a device's, or another userfaultfd has it";
   }
+  if (dropped->refusal != nullptr) { return false; }
   dropped->registered = true;
   dropped->missing.assign(dropped->Chunks(), false);
   registry.insert(std::upper_bound(registry.begin(), registry.end(), dropped,
@@ -136,7 +145,9 @@ Outcome DropRun(Dropped* dropped, size_t first, size_t last, bool* busy) {
     const size_t moved = MovePages(aside, begin, bytes, busy);
     UnregisterMissing(aside, aside + bytes);
     const auto* data = reinterpret_cast<const char*>(aside);
+    dropped->refusal = *busy ? "some of it is pinned, or shared with a forked child" : "some of it cannot be moved";
     if (moved == bytes) {
+      dropped->refusal = nullptr;
       const bool same = dropped->source->same(dropped->source, begin - dropped->origin, bytes, data);
       outcome = same ? Outcome::kDropped : Outcome::kChanged;
     }
@@ -205,7 +216,9 @@ Outcome Drop(Dropped* dropped) {
   const auto tracker = LockTracker();
   Outcome outcome = Outcome::kRefused;
   bool busy = false;
+  dropped->refusal = "a watch tracks some of it";
   if (!IsTracked({dropped->begin, dropped->end})) {
+    dropped->refusal = "no memory to move it to";
     outcome = DropAll(dropped, &busy);
     // Shared with a forked child, or pinned, or for a moment in Linux's own hands. The first become this process's own.
     for (int wait = 1; outcome == Outcome::kRefused && busy && wait <= 256; wait *= 2) {
@@ -216,9 +229,12 @@ Outcome Drop(Dropped* dropped) {
       outcome = DropAll(dropped, &busy);
     }
   }
+  if (outcome != Outcome::kRefused) { dropped->refusal = nullptr; }
   if (outcome != Outcome::kDropped) { Restore(dropped); }
   return outcome;
 }
+
+const char* Refusal(const Dropped* dropped) { return dropped->refusal; }
 
 bool Touched(const Dropped* dropped) { return dropped->touched; }
 

@@ -30,6 +30,9 @@ enum class Outcome {
 // Drops what is in memory. Atomic: no write of another thread is lost, none sees anything but the content.
 Outcome Drop(Dropped* dropped);
 
+// Why the last Drop refused; null if it did not.
+const char* Refusal(const Dropped* dropped);
+
 // Whether anything of it was touched since Drop, by whomever.
 bool Touched(const Dropped* dropped);
 size_t DroppedBytes(Dropped* dropped);

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 namespace dfo {
@@ -122,30 +123,40 @@ void UnregisterMissing(uintptr_t begin, uintptr_t end) {
   ioctl(uffd, UFFDIO_UNREGISTER, &args);
 }
 
+// Linux moves and fills within one mapping only. Where the next begins both of these find by halving.
 size_t MovePages(uintptr_t to, uintptr_t from, size_t bytes, bool* busy) {
   size_t done = 0;
-  while (done < bytes) {
-    MoveArgs args{to + done, from + done, bytes - done, kAllowHoles, 0};
+  for (size_t step = bytes; done < bytes; step = std::min(step, bytes - done)) {
+    MoveArgs args{to + done, from + done, step, kAllowHoles, 0};
     const int error = ioctl(uffd, kMove, &args) == 0 ? 0 : errno;
     if (args.moved > 0) { done += static_cast<size_t>(args.moved); }
     *busy = error == EBUSY;
-    if (error != 0 && error != EAGAIN) { break; }
+    if (error == EINVAL && step > kPage) {
+      step = std::max(kPage, step / 2 / kPage * kPage);
+    } else if (error == 0) {
+      step *= 2;
+    } else if (error != EAGAIN) {
+      break;
+    }
   }
   return done;
 }
 
 void PutPages(uintptr_t to, const char* from, size_t bytes) {
   size_t done = 0;
-  while (done < bytes) {
-    uffdio_copy args{to + done, reinterpret_cast<uint64_t>(from) + done, bytes - done, 0, 0};
-    if (ioctl(uffd, UFFDIO_COPY, &args) == 0) { return; }
-    if (args.copy > 0) {
+  for (size_t step = bytes; done < bytes; step = std::min(step, bytes - done)) {
+    uffdio_copy args{to + done, reinterpret_cast<uint64_t>(from) + done, step, 0, 0};
+    if (ioctl(uffd, UFFDIO_COPY, &args) == 0) {
+      done += step;
+      step *= 2;
+    } else if (args.copy > 0) {
       done += static_cast<size_t>(args.copy);
     } else if (errno == ENOMEM) {
       const timespec moment{0, 1000000};
       nanosleep(&moment, nullptr);
     } else if (errno != EAGAIN) {
-      done += kPage;  // there already, or unmapped
+      if (step == kPage) { done += kPage; }  // there already, or unmapped
+      step = std::max(kPage, step / 2 / kPage * kPage);
     }
   }
   uffdio_range range{to, bytes};

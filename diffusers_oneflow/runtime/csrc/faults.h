@@ -8,7 +8,6 @@ namespace dfo {
 
 constexpr uintptr_t kPage = 4096;
 
-
 // Opens the descriptor for this process and starts the thread that calls `fill` with each address that is waited for.
 // Null, or why not: one sentence that says what to do. Again in a forked child, which has neither.
 const char* StartFaults(void (*fill)(uintptr_t address));

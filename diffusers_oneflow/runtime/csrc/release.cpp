@@ -66,6 +66,11 @@ PyObject* GiveItBack(PyObject* object, PyObject*) {
 
 PyObject* IsTouched(PyObject* object, void*) { return PyBool_FromLong(Touched(Of(object))); }
 
+PyObject* WhyRefused(PyObject* object, void*) {
+  const char* why = Refusal(Of(object));
+  return PyUnicode_FromString(why == nullptr ? "" : why);
+}
+
 PyObject* Bytes(PyObject* object, void*) {
   size_t bytes = 0;
   Py_BEGIN_ALLOW_THREADS
@@ -93,6 +98,7 @@ PyMethodDef methods[] = {
 
 PyGetSetDef attributes[] = {
     {"touched", IsTouched, nullptr, "Whether anybody read or wrote any of it since drop().", nullptr},
+    {"refusal", WhyRefused, nullptr, "Why the last drop() was \"refused\", in a few words; empty if it was not.", nullptr},
     {"bytes", Bytes, nullptr, "How many bytes are dropped now.", nullptr},
     {"edges", Edges, nullptr, "((address, bytes), ...) of what is never dropped: it shares pages with its neighbours.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},

@@ -315,8 +315,27 @@ bool FileChanged(File* file) {
   return !same;
 }
 
+// Stops tracking the pages that no watch needs any more.
+void Release(uintptr_t begin, uintptr_t end) {
+  while (begin < end) {
+    uintptr_t needed = end, next = end;
+    for (const Watch* watch : watches) {
+      auto span = std::upper_bound(watch->spans.begin(), watch->spans.end(), begin,
+                                   [](uintptr_t at, const Span& s) { return at < s.end; });
+      while (span != watch->spans.end() && !span->tracked) { ++span; }
+      if (span == watch->spans.end() || span->begin >= needed) { continue; }
+      needed = std::max(span->begin, begin);
+      next = std::min(span->end, end);
+    }
+    if (begin < needed) { Unregister(begin, needed); }
+    begin = next;
+  }
+}
+
+// What is left of it is tracked no more: Linux would keep it from being dropped.
 void Lose(Watch* watch, Span* span) {
   span->tracked = false;
+  Release(span->begin, span->end);
   watch->complete = false;
   for (Piece& piece : watch->pieces) {
     if (piece.begin < span->end && span->begin < piece.begin + piece.bytes) { piece.always = true; }
@@ -430,23 +449,6 @@ void Attach(Watch* watch, const std::vector<Range>& ranges) {
     watch->complete &= span.tracked;
     span.copies = span.file < 0 ? 0 : CountCopies(span);
     span.copied = span.copies > 0;
-  }
-}
-
-// Stops tracking the pages that no watch needs any more.
-void Release(uintptr_t begin, uintptr_t end) {
-  while (begin < end) {
-    uintptr_t needed = end, next = end;
-    for (const Watch* watch : watches) {
-      auto span = std::upper_bound(watch->spans.begin(), watch->spans.end(), begin,
-                                   [](uintptr_t at, const Span& s) { return at < s.end; });
-      while (span != watch->spans.end() && !span->tracked) { ++span; }
-      if (span == watch->spans.end() || span->begin >= needed) { continue; }
-      needed = std::max(span->begin, begin);
-      next = std::min(span->end, end);
-    }
-    if (begin < needed) { Unregister(begin, needed); }
-    begin = next;
   }
 }
 
@@ -600,9 +602,11 @@ std::unique_lock<std::mutex> LockTracker() {
 }
 
 bool IsTracked(const Range& range) {
-  for (const Watch* watch : watches) {
-    for (const Span& span : watch->spans) {
-      if (span.tracked && span.begin < range.end && range.begin < span.end) { return true; }
+  for (Watch* watch : watches) {
+    for (Span& span : watch->spans) {
+      if (!span.tracked || span.begin >= range.end || range.begin >= span.end) { continue; }
+      if (Scan(span)) { return true; }
+      Lose(watch, &span);  // unmapped since, and somebody else's memory by now
     }
   }
   return false;
