@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
         return UNUSABLE
     except ValueError as error:
         p.error(str(error))
-    run = report.Run(options.backend, ran, rows, baseline.vanished(rows, CASES), coverage.not_covered(), where)
+    missing = sorted({case.name for case in chosen} - {result.name for result in ran})
+    vanished = baseline.vanished(rows, CASES)
+    run = report.Run(options.backend, ran, rows, vanished, missing, coverage.not_covered(), where)
     _write(run, options)
     run.print(console)
     if options.update_baseline:
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
         baseline.update(given, ran, CASES)
         console.print(f"{given} has these results now", highlight=False)
         return PASSED
-    return FAILED if run.failed or run.regressions or run.vanished or (options.strict and run.known) else PASSED
+    wrong = run.failed or run.regressions or run.vanished or run.missing or (options.strict and run.known)
+    return FAILED if wrong else PASSED
 
 
 def _parser() -> argparse.ArgumentParser:

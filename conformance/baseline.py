@@ -60,6 +60,10 @@ def _worse(result: Result, before: dict) -> list[str]:
         said.append("passed in the baseline and fails now")
     for path in sorted(set(result.fallbacks) - set(before["fallbacks"])):
         said.append(f"{path} did not run in torch in the baseline: {result.fallbacks[path]}")
+    if not result.components and before["components"]:
+        said.append(f"nothing is compared any more: {'; '.join(result.failures) or 'no component ran'}")
+    elif result.levels is None and before["levels"] is not None:
+        said.append("the images are not compared any more")
     now = {c["path"]: c["ours"] for c in result.components}
     for path, errors in before["components"].items():
         if path not in now:

@@ -13,7 +13,7 @@ from rich.console import Console
 from diffusers_oneflow.kernels import loader
 
 from . import baseline, coverage, results
-from .registry import LEVELS
+from .registry import CASES, LEVELS
 from .results import Result
 
 
@@ -33,6 +33,7 @@ class Run:
     Attributes:
         rows: the baseline.
         vanished: cases of the baseline that exist no more.
+        missing: cases that were to run, of which the given results say nothing.
         not_covered: pipelines of the installed diffusers without a case, with the reason.
         environment: where the cases ran.
     """
@@ -41,6 +42,7 @@ class Run:
     results: list[Result]
     rows: dict[str, dict] = field(default_factory=dict)
     vanished: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     not_covered: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -89,6 +91,7 @@ class Run:
         passed = sum(r.passed for r in self.results)
         said = [f"{passed} of {len(self.results)} cases passed", *(f"{k}: {v}" for k, v in self.counts.items())]
         for name, names in (("failed", self.failed), ("known to fail", sorted(self.known)), ("vanished", self.vanished),
+                            ("not run", self.missing),
                             ("passed, but not in the baseline", self.better)):  # fmt: skip
             said += [f"{name}: {', '.join(names)}"] if names else []
         said += [f"{name}, worse than the baseline: {s}" for name, worse in self.regressions.items() for s in worse]
@@ -100,7 +103,7 @@ def write_json(run: Run, path: Path):
     """All numbers and pictures; ``--from`` reads them back."""
     about = {
         "backend": run.backend, "environment": run.environment, "failed": run.failed, "known": sorted(run.known),
-        "regressions": run.regressions, "vanished": run.vanished, "not_covered": run.not_covered,
+        "regressions": run.regressions, "vanished": run.vanished, "missing": run.missing, "not_covered": run.not_covered,
     }  # fmt: skip
     results.write(path, run.results, about)
 
@@ -121,6 +124,8 @@ def write_junit(run: Run, path: Path):
         message = "\n".join([*run.regressions.get(r.name, ()), *r.failures])
         kind = {"passed": "", "known failure": "skipped"}.get(verdict, "failure")
         test(r.name, r.level, r.seconds, kind, f"{verdict}: {message}")
+    for name in run.missing:
+        test(name, CASES[name].level, 0.0, "failure", "none of the given results has it")
     for name in run.vanished:
         test(name, "baseline", 0.0, "failure", "the case is in the baseline and exists no more")
     for name, reason in run.not_covered.items():

@@ -1,5 +1,6 @@
 """What counts as worse than the baseline, how cases are split, and what is not covered."""
 
+import dataclasses
 import json
 
 import diffusers
@@ -16,7 +17,7 @@ def component(path: str, ours: float, passed: bool = True) -> dict:
 
 
 def result(ours: float = 2e-7, failures=(), fallbacks=None, path: str = "unet") -> Result:
-    return Result("a", failures=list(failures), components=[component(path, ours)], fallbacks=fallbacks or {})
+    return Result("a", failures=list(failures), components=[component(path, ours)], fallbacks=fallbacks or {}, levels=0)
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def rows() -> dict:
         (result(failures=["x"]), "passed in the baseline and fails now"),
         (result(fallbacks={"vae.decoder": "no kernel"}), "vae.decoder did not run in torch in the baseline: no kernel"),
         (result(path="prior"), "unet is not compared any more"),
+        (dataclasses.replace(result(), levels=None), "the images are not compared any more"),
     ],
 )
 def test_a_regression_is_found(rows, now, said):
@@ -51,6 +53,14 @@ def test_what_fails_in_the_baseline_is_known(rows):
     assert baseline.known_failures([result(failures=["x"])], failing) == {"a"}
     assert baseline.known_failures([result(failures=["x"])], rows) == set()
     assert baseline.known_failures([result()], failing) == set()
+
+
+def test_a_known_failure_that_ends_before_it_compares_is_a_regression():
+    failing = {"a": baseline.row(result(failures=["x"]))}
+    crashed = Result("a", failures=["the process ended with exit code -11"])
+    assert baseline.regressions([result(failures=["x"])], failing) == {}
+    assert "the process ended" in baseline.regressions([crashed], failing)["a"][0]
+    assert baseline.regressions([crashed], {"a": baseline.row(crashed)}) == {}
 
 
 def test_an_update_keeps_other_rows_and_drops_vanished_ones(tmp_path, rows):

@@ -122,8 +122,10 @@ def test_reports_say_what_is_wrong_and_show_it(failing, tmp_path):
     assert suite.get("failures") == "2" and int(suite.get("tests")) == len(suite)
     assert "| wrong | x | 1.0e-07 | 1.0e-03 | 2 |" in paths["markdown"].read_text()
     again = tmp_path / "again.html"
-    assert main(["--from", str(paths["json"]), "--html", str(again)]) == 1
+    assert main([*failing, "--from", str(paths["json"]), "--html", str(again)]) == 1
     assert again.read_text() == page
+    assert main(["--only", "t5", "--only", "model-clip_text", "--from", str(paths["json"]), "--junit", str(again)]) == 1
+    assert '<testcase name="model-clip_text"' in again.read_text() and "none of the given results has it" in again.read_text()
 
 
 def test_a_case_that_ends_its_process_fails_alone(capfd):
