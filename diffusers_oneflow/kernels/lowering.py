@@ -72,8 +72,9 @@ def _weight(w) -> Weight:
 def _product(kind, x, weight, bias, residual, shape, image, geometry, act, act_first, gate):
     """A node of this package's own float32 kernels: `image` is (batch, h, w, oh, ow), `geometry` the rest of a convolution."""
     sizes, strides = filter_sizes(weight.tensor)
-    store = weight.store
-    slots = store.plain(weight.tensor), store.filter(weight.tensor), -1 if bias is None else store.plain(_weight(bias).tensor)
+    store, (batch, _, _, oh, ow) = weight.store, image
+    packed = store.filter(weight.tensor, batch * oh * ow)
+    slots = store.plain(weight.tensor), packed, -1 if bias is None else store.plain(_weight(bias).tensor)
     return node(
         kind, [x] if residual is None else [x, residual], shape, torch.float32, *image, *geometry, *sizes, *strides, *slots,
         ACTIVATIONS[act], act_first, ACTIVATIONS[gate], residual is not None,

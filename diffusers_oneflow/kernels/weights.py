@@ -13,6 +13,8 @@ from .loader import pack as _native
 _numbers = itertools.count()
 # Of calls one soon after the other that found torch's copy of a weight touched: from then on it stays in memory.
 _PATIENCE = 3
+# Of products with at most so many, reading the weight is what takes time.
+_FEW_ROWS = 256
 
 
 @dataclass
@@ -35,16 +37,17 @@ class _Packed:
     touched: int = 0
     streak: int = 0
 
-    def fill(self):
-        """Pack what the weight holds now, which is all in memory."""
+    def fill(self) -> torch.Tensor:
+        """Pack what the weight holds now, which is all in memory; the packed copy."""
         with torch.no_grad():
             for _ in range(2):
                 made = self.pack(self.source)
                 self.packings += 1
                 _set(self.slot, made)
                 if self.stays or self._release(made):
-                    return
+                    return made
         self.stays = True
+        return made
 
     def give_back(self):
         """Bring torch's own copy back into memory, as ordinary memory."""
@@ -86,6 +89,7 @@ class WeightStore:
         self._slots: dict[tuple, int] = {}
         self._packed: dict[tuple, _Packed] = {}
         self._kept: list[torch.Tensor] = []
+        self._scattered: dict[int, torch.Tensor] = {}
         self._watched: list[_Packed] = []
         self._count = self._fills = self._refreshes = 0
         self._watch = None
@@ -119,13 +123,18 @@ class WeightStore:
         """The slot of a tensor as it is: writes into it are seen."""
         return self._slot(("plain", id(tensor)), tensor, None)
 
-    def filter(self, weight: torch.Tensor) -> int:
+    def filter(self, weight: torch.Tensor, rows: int) -> int:
         """The slot of a packed copy for this package's float32 kernels, or -1 where they read torch's own.
 
         Args:
             weight: (oc, c, kh, kw) of a convolution or (out, in) of a linear layer, any strides.
+            rows: of the product, pixels of all images for a convolution.
         """
-        return self._slot(("filter", id(weight)), weight, _pack_filter) if weight.dtype in self._packs else -1
+        if weight.dtype in self._packs:
+            return self._slot(("filter", id(weight)), weight, _pack_filter)
+        if rows <= _FEW_ROWS:
+            self._scattered.setdefault(id(weight), weight.detach())
+        return -1
 
     def convolution(self, weight, stride, padding, dilation, groups, image: list[int]) -> int:
         """The slot of a convolution's weight for oneDNN; `image` is the input's (n, c, h, w)."""
@@ -153,15 +162,28 @@ class WeightStore:
             else:
                 releases = self.releases and pack is _pack_filter
                 packed = self._packed[key] = _Packed(slot, tensor, pack, stays=not releases)
-                packed.fill()
+                made = packed.fill()
+                self._scattered[id(made)] = made
         return self._slots[key]
 
     def watch(self):
-        """From here on notice writes to what there are packed copies of."""
+        """From here on notice writes to what there are packed copies of, and gather what is new in huge pages."""
+        self._gather()
         if len(self._packed) != self._count:
             # A new watch knows nothing of what was written before it.
             self.refresh()
             self._renew(self._watch_all())
+
+    def _gather(self):
+        """Move memory that every call reads as fast as it can into huge pages, meanwhile.
+
+        Of ordinary ones finding them took up to a third of the time of a product of few rows. What is packed anew stays as it is.
+        """
+        found = [t for t in self._scattered.values() if t is not None]
+        # While Linux makes room for huge pages, some others cannot be released.
+        if found and not self.releases:
+            engine.native().collapse_pages([_memory(t) for t in found], False)
+        self._scattered = dict.fromkeys(self._scattered)
 
     def refresh(self):
         """Pack anew what was written to, by whatever means; some 0.1 ms where nothing was. To be called before each run."""
@@ -234,6 +256,13 @@ def _pack_filter(weight: torch.Tensor) -> torch.Tensor:
 def _span(tensor: torch.Tensor) -> int:
     """Bytes from a tensor's first element to its last."""
     return (sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1) * tensor.element_size()
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address and bytes."""
+    if tensor.is_mkldnn:
+        return torch.ops.mkldnn.data_ptr(tensor), torch.ops.mkldnn._nbytes(tensor)
+    return tensor.data_ptr(), _span(tensor)
 
 
 def _set(slot: int, tensor: torch.Tensor):

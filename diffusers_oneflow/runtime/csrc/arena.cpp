@@ -28,7 +28,7 @@ using oneflow::TaskProto;
 constexpr size_t kReserved = (size_t{1} << 38) + 4096;
 constexpr int64_t kArenaChunk = int64_t{1} << 50;
 constexpr size_t kAlign = 512;  // of OneFlow's blobs, and room for a header
-constexpr size_t kPage = 4096;
+constexpr size_t kPage = 4096, kHuge = size_t{2} << 20;
 constexpr size_t kHeaders = size_t{1} << 16;  // bytes taken for blob headers at a time
 
 struct Mapping {
@@ -201,10 +201,14 @@ void* Map(size_t size, int protection) {
 // Makes the first `bytes` of the arena usable.
 void GrowArena(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex);
-  if (arena == nullptr) { arena = static_cast<char*>(Map(kReserved, PROT_NONE)); }
+  if (arena == nullptr) {
+    const auto reserved = reinterpret_cast<uintptr_t>(Map(kReserved + kHuge, PROT_NONE));
+    arena = reserved == 0 ? nullptr : reinterpret_cast<char*>(RoundUp(reserved, kHuge));
+  }
   bytes = RoundUp(bytes, kPage);
   if (arena == nullptr || bytes <= arena_writable) { return; }
   mprotect(arena, bytes, PROT_READ | PROT_WRITE);
+  madvise(arena, bytes, MADV_HUGEPAGE);  // rows of activations lie in pages far apart
   arena_writable = bytes;
 }
 

@@ -1,9 +1,11 @@
 // The Python module diffusers_oneflow.runtime._native. Import it after oneflow.
 #include <cstring>
+#include <utility>
 
 #include "arena.h"
 #include "dropped.h"
 #include "guard.h"
+#include "huge.h"
 #include "leftovers.h"
 #include "race.h"
 #include "release.h"
@@ -71,6 +73,27 @@ PyObject* ReleaseRefusal(PyObject*, PyObject*) {
   return PyUnicode_FromString(reason.c_str());
 }
 
+PyObject* CollapsePages(PyObject*, PyObject* args) {
+  PyObject* list = nullptr;
+  int wait = 0;
+  if (!PyArg_ParseTuple(args, "O!p", &PyList_Type, &list, &wait)) { return nullptr; }
+  dfo::Ranges ranges;
+  for (Py_ssize_t i = 0; i < PyList_Size(list); ++i) {
+    unsigned long long address = 0, bytes = 0;
+    if (!PyArg_ParseTuple(PyList_GetItem(list, i), "KK", &address, &bytes)) { return nullptr; }
+    ranges.emplace_back(address, address + bytes);
+  }
+  size_t done = 0;
+  Py_BEGIN_ALLOW_THREADS
+  if (wait) {
+    done = dfo::CollapsePages(std::move(ranges));
+  } else {
+    dfo::CollapsePagesLater(std::move(ranges));
+  }
+  Py_END_ALLOW_THREADS
+  return PyLong_FromSize_t(done);
+}
+
 PyObject* Fills(PyObject*, PyObject*) { return PyLong_FromUnsignedLongLong(dfo::Fills()); }
 
 // Takes the type, which may be nullptr.
@@ -90,6 +113,9 @@ PyMethodDef methods[] = {
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
     {"copy_bytes", CopyBytes, METH_VARARGS, "copy_bytes(to, from, bytes): addresses of memory that must not overlap."},
     {"release_refusal", ReleaseRefusal, METH_NOARGS, "Why memory cannot be released here, and what to do; empty if it can."},
+    {"collapse_pages", CollapsePages, METH_VARARGS,
+     "collapse_pages([(address, bytes), ...], wait) -> bytes: move memory into huge pages; on a thread of its own, and 0, unless\n"
+     "it is to wait."},
     {"fills", Fills, METH_NOARGS, "How often released memory was filled again."},
     {"race_waits", RaceWaits, METH_NOARGS, "How often the race of nn.Graph was seen and waited out."},
     {nullptr, nullptr, 0, nullptr},
