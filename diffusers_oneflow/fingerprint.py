@@ -246,7 +246,9 @@ class _Walk:
     def _beside(self, value):
         """The attributes of an object, beside what it holds as a container."""
         if inner := getattr(value, "__dict__", None):
-            self.value(inner)
+            # What diffusers tells peft to replace is a list in the random order of a set, and was replaced long ago.
+            config = type(value).__module__.startswith("peft.") and isinstance(inner.get("target_modules"), list)
+            self.value({**inner, "target_modules": set(inner["target_modules"])} if config else inner)
         for name in _slots(type(value)):
             self._put(name)
             self.value(getattr(value, name, None))

@@ -121,6 +121,8 @@ class Libraries:
         if isinstance(value, property):
             value = value.fget
         place = source(value)
+        if isinstance(value, types.ModuleType):
+            return  # `meet` follows them; what lazy ones know of themselves comes in the order of a set
         if place is not None:
             self._put(key, place, getattr(value, "__qualname__", ""))
             if origin(place) == "user":

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -66,6 +67,26 @@ def test_a_second_time_nothing_is_exported(block, folder, monkeypatch):
     check(block, folder, "disk cache", x)
     block[0].weight.mul_(2)
     check(block, folder, "disk cache", x)
+
+
+_seen: list[str] | None = None
+
+
+def _note(event, args):
+    if _seen is not None and event == "pickle.find_class":
+        _seen.append(event)
+
+
+def test_no_pickle_is_loaded(block, folder, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "_seen", [])
+    sys.addaudithook(_note)
+    pickle.loads(pickle.dumps(OneFlowConfig()))
+    assert _seen.pop()
+    x = torch.randn(1, 3, 8, 8)
+    check(block, folder, "captured", x)
+    _seen.clear()
+    check(block, folder, "disk cache", x)
+    assert not _seen
 
 
 def test_a_whole_unet_comes_back(unet, folder):

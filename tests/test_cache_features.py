@@ -1,9 +1,14 @@
 """What is kept on disk of features that go beyond a plain module: it comes back and is right, or it is not kept."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import diffusers_oneflow
@@ -125,6 +130,37 @@ def test_strengths_of_adapters_are_inputs_of_stored_programs(unet, folder):
     again(unet, folder, *args, cross_attention_kwargs={"scale": 0.25}, origin="disk cache")
     unet.disable_adapters()
     again(unet, folder, *args, origin="captured")
+
+
+_LOADS = """
+import sys, torch, diffusers_oneflow
+import diffusers_oneflow.libraries
+from diffusers_oneflow import OneFlowConfig
+from diffusers_oneflow.backend import dispatcher_of
+from tests.conftest import tiny_unet
+from tests.test_cache_features import unet_args
+diffusers_oneflow.libraries.STARTED = 1e18
+torch.manual_seed(0)
+unet = tiny_unet()
+unet.load_lora_adapter(torch.load(sys.argv[1]), prefix=None, adapter_name="one")
+diffusers_oneflow.compile(unet, OneFlowConfig(fallback="error", cache=sys.argv[2]))
+with torch.no_grad():
+    unet(*unet_args())
+print(dispatcher_of(unet).entries[0].origin)
+"""
+
+
+def test_a_process_that_loads_the_same_adapter_finds_its_program(unet, folder, tmp_path):
+    """diffusers makes a list of a set of names, in an order that is another in every process."""
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False), "one")
+    torch.save(get_peft_model_state_dict(unet, adapter_name="one"), tmp_path / "lora.pt")
+    said = []
+    for seed in "123":
+        command = [sys.executable, "-c", _LOADS, str(tmp_path / "lora.pt"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout.strip())
+    assert said == ["captured", "disk cache", "disk cache"]
 
 
 class Weighs(torch.nn.Module):
