@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +86,19 @@ def _describe(value, flat: Flat, open_depth: int) -> tuple:
         names = [f.name for f in dataclasses.fields(value)]
         return ("dataclass", kind, tuple((n, _describe(getattr(value, n), flat, 0)) for n in names))
     raise Unkeyable(f"an argument of type {kind.__module__}.{kind.__qualname__}")
+
+
+def places(spec: tuple) -> Iterator[int]:
+    """The number of the tensor at each place of a spec: a tensor that is in two places comes twice."""
+    form, *rest = spec
+    if form == "tensor":
+        yield rest[0]
+    elif form in ("sequence", "namedtuple"):
+        for part in rest[1]:
+            yield from places(part)
+    elif form in ("output", "dict", "dataclass"):
+        for _, part in rest[1]:
+            yield from places(part)
 
 
 def kind(tensor: torch.Tensor) -> tuple:

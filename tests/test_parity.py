@@ -26,6 +26,16 @@ def test_every_output_is_held_to_torchs_own_error_in_it():
         assert not found.passed and found.torch == parity.Error(0.0, 0.0) and found.ours.rms == pytest.approx(1e-3, rel=1e-3)
 
 
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        made = x * 3
+        return made, [made]
+
+
+def test_an_output_that_is_given_twice_is_compared():
+    assert parity.component(Twice(), (torch.randn(4),), {}).passed
+
+
 def test_images_of_another_number_are_refused(pipe):
     def draw_some(pipe):
         return np.zeros((2 if OneFlowBackend.is_attached(pipe) else 1, 8, 8, 3), np.uint8)

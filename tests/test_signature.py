@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_oneflow.signature import Unkeyable, flatten, rebuild, rebuild_call
+from diffusers_oneflow.signature import Unkeyable, flatten, places, rebuild, rebuild_call
 
 Pair = namedtuple("Pair", "first second")
 
@@ -77,6 +77,13 @@ def test_numbers_of_a_call_are_open_where_they_are_arguments():
     args, kwargs = rebuild_call(call.spec, [], [20.0, 30, 5.0])
     assert args == (20.0, [30, {"kept": 4.0}])
     assert kwargs == {"scale": 5.0, "options": {"lora": 0.7}, "flag": True}
+
+
+def test_a_tensor_in_two_places_has_two():
+    a, b = torch.ones(2), torch.zeros(3)
+    flat = flatten(({"x": [a, b]}, (a, 7), b))
+    assert len(flat.tensors) == 2
+    assert list(places(flat.spec)) == [0, 1, 0, 1]
 
 
 def test_model_outputs_come_back_as_themselves():
