@@ -133,6 +133,8 @@ ENTRIES = [
     _entry("AutoencoderDC", dc, image()),
     _entry("VQModel", vq, image()),
     _entry("VQModel-spatial", movq, image(64)),
+    _entry("AutoencoderKLWan", lambda: video_transformers.wan()["vae"], frames(9), fallbacks=video_transformers.WAN),
+    _entry("AutoencoderKLQwenImage", qwen, frames(1), fallbacks=video_transformers.WAN),
     _entry("AutoencoderKLFlux2", flux2, image()),
     _entry("AutoencoderKLHunyuanImage", _hunyuan_image, image()),
     _entry("AutoencoderKLTemporalDecoder", _temporal, lambda: {"sample": _smooth(4, 3, 32, 32), "num_frames": 4}),

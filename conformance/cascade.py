@@ -101,7 +101,7 @@ def _latents() -> dict:
     return {"prompt": PROMPT, "image_embeddings": torch.randn(1, 4, 4, 4), "guidance_scale": 2.0}
 
 
-IDLE = ("vqgan.encoder", "vqgan.decoder", "vqgan")
+IDLE = ("vqgan.down_blocks",)
 
 ENTRIES = [
     Entry("StableCascadePriorPipeline", prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"},
@@ -110,7 +110,7 @@ ENTRIES = [
     Entry("StableCascadeCombinedPipeline", _combined,
           {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=(*IDLE, "text_encoder")),
     Entry("WuerstchenPriorPipeline", _wuerstchen_prior, {"prompt": PROMPT, "height": 128, "width": 128, "output_type": "np"},
-          values=(-4e3, 4e3)),
+          values=(-4.0, 4.0)),
     Entry("WuerstchenDecoderPipeline", _wuerstchen, _latents, idle=IDLE),
     Entry("WuerstchenCombinedPipeline", _wuerstchen_combined,
           {"prompt": PROMPT, "height": 128, "width": 128, "prior_num_inference_steps": 2}, idle=IDLE),

@@ -106,6 +106,7 @@ ENTRIES = [
     Entry("StableDiffusionXLAdapterPipeline",
           lambda: sdxl.parts(adapter=_adapter(adapter_type="full_adapter_xl", channels=[16, 32], downscale_factor=4)),
           {**sd.TEXT, "image": HINT}),
+    # Its layers are woven into the UNet, which runs on OneFlow as a whole.
     Entry("StableDiffusionControlNetXSPipeline", _xs(sd.parts, build.unet, attention_head_dim=4, use_linear_projection=True),
           {"prompt": PROMPT, "image": HINT}, idle=("controlnet",)),
     Entry("StableDiffusionXLControlNetXSPipeline", _xs(sdxl.parts, build.xl_unet), {"prompt": PROMPT, "image": HINT},

@@ -3,17 +3,10 @@
 import torch
 
 from benchmarks import models
-from diffusers_oneflow import signature
-from diffusers_oneflow.parity import Component, Report, component
+from diffusers_oneflow.parity import Report, component
 
 from .registry import case
-
-
-def _bfloat16(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
-    """Compare a module and its inputs, cast to bfloat16."""
-    flat = signature.flatten((args, kwargs))
-    cast = [t.to(torch.bfloat16) if t.is_floating_point() else t for t in flat.tensors]
-    return component(module.to(torch.bfloat16), *signature.rebuild(flat.spec, cast), path)
+from .tiny import bfloat16
 
 
 def _unet(compare) -> Report:
@@ -55,16 +48,16 @@ def text() -> Report:
 @case("sd15-unet-bf16", full=True, level="models")
 def unet_bfloat16() -> Report:
     """The UNet in bfloat16."""
-    return _unet(_bfloat16)
+    return _unet(bfloat16)
 
 
 @case("sd15-vae-bf16", full=True, level="models")
 def vae_bfloat16() -> Report:
     """The VAE in bfloat16."""
-    return _vae(_bfloat16)
+    return _vae(bfloat16)
 
 
 @case("sd15-text-bf16", full=True, level="models")
 def text_bfloat16() -> Report:
     """The text encoder in bfloat16."""
-    return _text(_bfloat16)
+    return _text(bfloat16)

@@ -76,6 +76,8 @@ def _xl() -> dict:
 
 ENTRIES = [
     Entry("StableDiffusionPipeline", _sd, {**sd.TEXT, **IP}, "with an IP-Adapter", "ip-adapter", load()),
+    Entry("StableDiffusionPipeline", _sd, {**sd.TEXT, **IP}, "with an IP-Adapter whose scale changes", "ip-adapter-changed",
+          load(), change=lambda pipe: pipe.set_ip_adapter_scale(0.1)),
     Entry("StableDiffusionPipeline", _sd, {**sd.TEXT, **IP}, "with an IP-Adapter of the kind plus", "ip-adapter-plus",
           load(plus=True)),
     Entry("StableDiffusionPipeline", _sd, {**sd.TEXT, "ip_adapter_image": [picture(32, seed=4), picture(32, seed=5)]},

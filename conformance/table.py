@@ -70,11 +70,13 @@ class Entry:
         """Compare the pipeline on the judged backend with torch.
 
         Raises:
-            ValueError: a component did not run at all.
+            ValueError: a component did not run at all, or did though it is called idle.
         """
         pipe = self.make()
         report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
         ran = {c.path for c in report.components}
+        if wrong := set(self.idle) - (set(models(pipe)) - ran):
+            raise ValueError(f"called idle, but it ran or does not exist: {', '.join(sorted(wrong))}")
         if silent := set(models(pipe)) - ran - set(self.fallbacks) - set(self.idle) - {"vae.encoder"}:
             raise ValueError(f"not called: {', '.join(sorted(silent))}")
         return report

@@ -4,11 +4,29 @@ import functools
 
 import torch
 
-from diffusers_oneflow import engine
-from diffusers_oneflow.parity import Report, component
+from diffusers_oneflow import engine, signature
+from diffusers_oneflow.parity import Component, Report, component
 
 from . import build
 from .registry import Case, add, case
+
+# Those that are judged in bfloat16 as well: of each kind of layer one.
+HALF = ("unet", "vae_decoder", "clip_text", "t5", "sd3", "flux")
+
+
+def _more_texts(t: torch.Tensor) -> torch.Tensor:
+    """Of a mask or of tokens (n, length) 32 times as many, shuffled: of few numbers the largest error is chance."""
+    more = t.repeat(32, 1)
+    return more if t.dtype == torch.bool else more.flatten()[torch.randperm(more.numel())].view_as(more)
+
+
+def bfloat16(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
+    """Compare a module and its inputs, cast to bfloat16."""
+    flat = signature.flatten((args, kwargs))
+    cast = [t.to(torch.bfloat16) if t.is_floating_point() else t for t in flat.tensors]
+    if not any(t.is_floating_point() for t in flat.tensors):
+        cast = [_more_texts(t) for t in cast]
+    return component(module.to(torch.bfloat16), *signature.rebuild(flat.spec, cast), path)
 
 
 @case("t5", level="models")
@@ -19,13 +37,13 @@ def t5() -> Report:
     return Report([component(build.t5().eval(), (ids,), {}, "t5")])
 
 
-def alone(kind: str) -> Report:
+def alone(kind: str, compare=component) -> Report:
     """One of the models in tests/lowering/test_models.py, in one call."""
     from tests.lowering.test_models import KINDS, filled
 
     torch.manual_seed(0)
     model, args, kwargs = KINDS[kind]()
-    return Report([component(filled(model.eval()), args, kwargs, kind)])
+    return Report([compare(filled(model.eval()), args, kwargs, kind)])
 
 
 def register():
@@ -36,6 +54,9 @@ def register():
 
     for kind in KINDS:
         add(Case(f"model-{kind}", f"{kind} alone, in one call", functools.partial(alone, kind), level="models"))
+    for kind in HALF:
+        name, about = f"model-{kind}-bf16", f"{kind} alone, in one call in bfloat16"
+        add(Case(name, about, functools.partial(alone, kind, bfloat16), level="models"))
 
 
 register()

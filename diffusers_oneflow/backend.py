@@ -103,12 +103,19 @@ def targets(name: str, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The modules of one pipeline component that calls go through, by path.
 
     Pipelines call ``vae.encode`` and ``vae.decode``, which tile, slice and run hooks before they reach
-    ``vae.encoder`` and ``vae.decoder``; all other models are called themselves.
+    ``vae.encoder`` and ``vae.decoder`` (Würstchen's: ``vqgan.down_blocks`` and ``vqgan.up_blocks``); all other models are
+    called themselves.
     """
-    halves = {part: getattr(model, part, None) for part in ("encoder", "decoder")}
-    if hasattr(model, "encode") and hasattr(model, "decode") and any(isinstance(m, torch.nn.Module) for m in halves.values()):
-        return {f"{name}.{part}": m for part, m in halves.items() if isinstance(m, torch.nn.Module)}
+    for names in (("encoder", "decoder"), ("down_blocks", "up_blocks")):
+        halves = {part: getattr(model, part, None) for part in names}
+        called = {f"{name}.{part}": m for part, m in halves.items() if _is_called(m)}
+        if called and hasattr(model, "encode") and hasattr(model, "decode"):
+            return called
     return {name: model}
+
+
+def _is_called(part) -> bool:
+    return isinstance(part, torch.nn.Module) and not isinstance(part, torch.nn.ModuleList)
 
 
 def models(pipe) -> dict[str, torch.nn.Module]:

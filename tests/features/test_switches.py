@@ -5,6 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from diffusers import Transformer2DModel
+from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanceConfig, _apply_smoothed_energy_guidance_hook
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
@@ -24,6 +26,30 @@ def test_free_u():
     assert not differ(plain, pair.draw())
     # Not the same graph: diffusers leaves attributes behind.
     assert pair.built() == 2 and pair.calls() == 4
+
+
+def test_smoothed_energy_guidance():
+    """Its hook blurs the queries of one block's self-attention in place; diffusers' guider sets and removes it in each step."""
+    blurs = SmoothedEnergyGuidanceConfig(indices=[0], fqn="transformer_blocks")
+
+    def blur(pipe):
+        first = next(m for m in pipe.unet.modules() if isinstance(m, Transformer2DModel))
+        _apply_smoothed_energy_guidance_hook(first, blurs, 3.0, "seg")
+
+    def remove(pipe):
+        for module in pipe.unet.modules():
+            if hasattr(module, "_diffusers_hook"):
+                module._diffusers_hook.remove_hook("seg", recurse=False)
+
+    pair = Pair(stable_diffusion, SD, only="unet", fallback="torch")
+    plain = pair.draw()
+    pair.each(blur)
+    blurred, said = warned(pair.draw)
+    assert not np.array_equal(plain, blurred)
+    assert len(said) == 1 and "attn1.to_q" in said[0]
+    before = pair.calls()
+    pair.each(remove)
+    assert np.array_equal(plain, pair.draw()) and pair.calls() > before
 
 
 def test_fused_projections():
