@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PROMPT ?= a large red circle left of a small blue star on a yellow background
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint conformance conformance-ci conformance-report bench wheel clean
+.PHONY: demo test lint conformance conformance-full conformance-ci conformance-report bench wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m diffusers_oneflow.demo.compare "$(PROMPT)" --out out
@@ -23,6 +23,10 @@ lint: $(READY)
 
 conformance: $(READY)
 	$(BIN)/python -m conformance
+
+# The models of full size, in minutes and gigabytes.
+conformance-full: $(READY)
+	$(BIN)/python -m conformance --full --only "sd15*"
 
 # One of SHARDS parts of the suite, with its reports in out/; each takes less than 12 minutes on 2 cores.
 SHARD ?= 1
