@@ -25,7 +25,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock /opt/requirements.lock
-RUN if [ -n "${TORCH_INDEX}" ]; then pip install --index-url "${TORCH_INDEX}" -c /opt/requirements.lock torch; fi
+RUN if [ -n "${TORCH_INDEX}" ]; then pip install --no-deps --index-url "${TORCH_INDEX}" -c /opt/requirements.lock torch; fi
 COPY --from=build /wheels /opt/wheels
 RUN pip install -c /opt/requirements.lock /opt/wheels/*.whl && diffusers-oneflow doctor
 COPY demos /demos

@@ -1,4 +1,4 @@
-"""`diffusers_oneflow.compile` on models from outside diffusers; README's table of what was tried comes from here."""
+"""`diffusers_oneflow.compile` on models from outside diffusers; the table in docs/moving.md of what was tried comes from here."""
 
 import copy
 

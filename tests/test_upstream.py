@@ -1,6 +1,7 @@
 """The patch for diffusers: it applies, its own tests pass, and this package uses it where it is there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,13 +39,21 @@ def test_its_own_tests_pass(patched):
     assert "10 passed" in said
 
 
+def test_no_example_of_diffusers_uses_a_keyword_that_raises_now(patched):
+    uses = re.compile(r"\.to\([^)]*\b(?:torch_device|torch_dtype)=")
+    for file in (patched / "src/diffusers").rglob("*.py"):
+        assert not uses.search(file.read_text()), file
+
+
 def test_the_patch_is_small():
     lines = PATCH.read_text().splitlines()
     changed = [line for line in lines if line[:1] in "+-" and not line.startswith(("+++", "---"))]
-    assert len([line for line in changed if line.startswith("-")]) == 2  # the two signatures
+    assert len([line for line in changed if line.startswith("-")]) == 4  # the two signatures, two examples
     assert {line.split(" b/")[1] for line in lines if line.startswith("diff --git")} == {
         "docs/source/en/optimization/oneflow.md", "src/diffusers/modular_pipelines/modular_pipeline.py",
         "src/diffusers/pipelines/pipeline_utils.py", "src/diffusers/utils/backend_utils.py",
+        "src/diffusers/pipelines/latent_consistency_models/pipeline_latent_consistency_img2img.py",
+        "src/diffusers/pipelines/latent_consistency_models/pipeline_latent_consistency_text2img.py",
         "tests/pipelines/test_pipelines_backends.py",
     }  # fmt: skip
 
