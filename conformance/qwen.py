@@ -80,7 +80,7 @@ ENTRIES = [
     Entry("QwenImageInpaintPipeline", parts, {**IMAGE, "mask_image": sd.MASK}, fallbacks=WAN),
     Entry("QwenImageControlNetPipeline", _controlled, {**TEXT, "control_image": picture(32, seed=2)}, fallbacks=WAN),
     Entry("Flux2KleinPipeline", _klein, KLEIN),
-    Entry("Flux2KleinPipeline", _klein, {**KLEIN, "image": picture(32)}, "with an image", "image"),
+    Entry("Flux2KleinPipeline", _klein, {**KLEIN, "image": picture(64)}, "with an image", "image"),
 ]  # fmt: skip
 
 register(ENTRIES)
