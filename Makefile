@@ -30,7 +30,7 @@ conformance-full: $(READY)
 
 # One of SHARDS parts of the suite, with its reports in out/; each takes less than 12 minutes on 2 cores.
 SHARD ?= 1
-SHARDS ?= 4
+SHARDS ?= 8
 conformance-ci: $(READY)
 	mkdir -p out
 	$(BIN)/python -m conformance --shard $(SHARD)/$(SHARDS) --json out/conformance-$(SHARD).json \
