@@ -30,6 +30,8 @@ _tracing = threading.local()
 _OF_CALL = 4
 # Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
 _WORTH_HOISTING = 32 << 20
+# The call of a graph from which on its weights are worth being moved: not while first results are waited for.
+_SOON = 3
 
 
 class Dispatcher:
@@ -302,6 +304,8 @@ class Dispatcher:
 
     def _run(self, entry: Entry, call: Call):
         entry.calls += 1
+        if entry.calls == _SOON and entry.graph.store is not None:
+            entry.graph.store.gather()
         tensors = call.tensors(entry.opened)
         # The graph reads what its prologues left: nothing may come between.
         with ENGINE_LOCK if entry.hoisted else contextlib.nullcontext():

@@ -167,14 +167,13 @@ class WeightStore:
         return self._slots[key]
 
     def watch(self):
-        """From here on notice writes to what there are packed copies of, and gather what is new in huge pages."""
-        self._gather()
+        """From here on notice writes to what there are packed copies of."""
         if len(self._packed) != self._count:
             # A new watch knows nothing of what was written before it.
             self.refresh()
             self._renew(self._watch_all())
 
-    def _gather(self):
+    def gather(self):
         """Move memory that every call reads as fast as it can into huge pages, meanwhile.
 
         Of ordinary ones finding them took up to a third of the time of a product of few rows. What is packed anew stays as it is.
