@@ -121,8 +121,6 @@ class Libraries:
         if isinstance(value, property):
             value = value.fget
         place = source(value)
-        if isinstance(value, types.ModuleType):
-            return  # `meet` follows them; what lazy ones know of themselves comes in the order of a set
         if place is not None:
             self._put(key, place, getattr(value, "__qualname__", ""))
             if origin(place) == "user":
@@ -135,6 +133,8 @@ class Libraries:
                 self._member(key, item, depth - 1)
         elif depth and isinstance(value, dict):
             self._registry(key, value, depth)
+        elif isinstance(value, types.ModuleType):
+            return  # `meet` follows them; what lazy ones know of themselves comes in the order of a set
         elif depth and origin(type(value).__module__) == "installed" and isinstance(getattr(value, "__dict__", None), dict):
             self._put(key, type(value).__qualname__)
             self._registry(key, {**_inherited(type(value)), **vars(value)}, depth)

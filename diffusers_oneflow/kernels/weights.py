@@ -89,7 +89,9 @@ class WeightStore:
         self._slots: dict[tuple, int] = {}
         self._packed: dict[tuple, _Packed] = {}
         self._kept: list[torch.Tensor] = []
-        self._scattered: dict[int, torch.Tensor] = {}
+        # What is to be moved into huge pages, and of which weights that was noted.
+        self._scattered: list[torch.Tensor] = []
+        self._noted: set[int] = set()
         self._watched: list[_Packed] = []
         self._count = self._fills = self._refreshes = 0
         self._watch = None
@@ -132,8 +134,9 @@ class WeightStore:
         """
         if weight.dtype in self._packs:
             return self._slot(("filter", id(weight)), weight, _pack_filter)
-        if rows <= _FEW_ROWS:
-            self._scattered.setdefault(id(weight), weight.detach())
+        if rows <= _FEW_ROWS and id(weight) not in self._noted:
+            self._noted.add(id(weight))
+            self._scattered.append(weight.detach())
         return -1
 
     def convolution(self, weight, stride, padding, dilation, groups, image: list[int]) -> int:
@@ -162,8 +165,7 @@ class WeightStore:
             else:
                 releases = self.releases and pack is _pack_filter
                 packed = self._packed[key] = _Packed(slot, tensor, pack, stays=not releases)
-                made = packed.fill()
-                self._scattered[id(made)] = made
+                self._scattered.append(packed.fill())
         return self._slots[key]
 
     def watch(self):
@@ -178,11 +180,10 @@ class WeightStore:
 
         Of ordinary ones finding them took up to a third of the time of a product of few rows. What is packed anew stays as it is.
         """
-        found = [t for t in self._scattered.values() if t is not None]
+        found, self._scattered = self._scattered, []
         # While Linux makes room for huge pages, some others cannot be released.
         if found and not self.releases:
             engine.native().collapse_pages([_memory(t) for t in found], False)
-        self._scattered = dict.fromkeys(self._scattered)
 
     def refresh(self):
         """Pack anew what was written to, by whatever means; some 0.1 ms where nothing was. To be called before each run."""
