@@ -139,6 +139,7 @@ class Dispatcher:
             return "torch.autocast is on", None, None
         structure = self._structure_now(module)
         if structure.refusal:
+            self._open_up()
             return structure.refusal, None, None
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*flat.tensors, *structure.weights.values())):
             return "gradients are on; call it under torch.no_grad()", None, None

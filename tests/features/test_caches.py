@@ -1,4 +1,4 @@
-"""Caches between steps: their hooks are Python code with a memory, so the model runs in torch, says so once, and is right."""
+"""Caches between steps: their hooks are Python code with a memory and run in torch, what they leave alone on OneFlow; said once."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from .pair import FLUX, Pair, draw, flux, warned
+from diffusers_oneflow.parity import MOST_LEVELS
+
+from .pair import FLUX, Pair, dispatcher_of, draw, flux, warned
 
 CACHES = {
     "first block": lambda pipe: FirstBlockCacheConfig(threshold=0.5),
@@ -54,10 +56,11 @@ def test_a_cache(shared, config):
     shared.each(lambda pipe: pipe.transformer.enable_cache(config(pipe)))
     (stock, attached), said = warned(shared.each, outcome)
     # Not every cache works with every model in stock diffusers, either.
-    assert stock == attached if isinstance(stock, str) else np.array_equal(stock, attached)
+    assert stock == attached if isinstance(stock, str) else np.abs(stock - attached).max() <= MOST_LEVELS
     reason, count = next((k, v) for k, v in shared.fallbacks("transformer").items() if v != before.get(k))
     assert "forward of its own" in reason and (count - before.get(reason, 0) == 4 or isinstance(stock, str))
     assert len(said) == (reason not in before and not isinstance(stock, str))
+    assert dispatcher_of(shared.attached.transformer).parts.graphs > 0
     shared.each(lambda pipe: pipe.transformer.disable_cache())
     assert np.array_equal(shared.draw(), plain)
     assert shared.calls("transformer") == calls + 4

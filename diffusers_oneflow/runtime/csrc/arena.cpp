@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "oneflow/core/job/plan.pb.h"
+#include "linux.h"
 #include "plt.h"
 
 namespace dfo {
@@ -28,7 +29,7 @@ using oneflow::TaskProto;
 constexpr size_t kReserved = (size_t{1} << 38) + 4096;
 constexpr int64_t kArenaChunk = int64_t{1} << 50;
 constexpr size_t kAlign = 512;  // of OneFlow's blobs, and room for a header
-constexpr size_t kPage = 4096, kHuge = size_t{2} << 20;
+constexpr size_t kPage = 4096;
 constexpr size_t kHeaders = size_t{1} << 16;  // bytes taken for blob headers at a time
 
 struct Mapping {

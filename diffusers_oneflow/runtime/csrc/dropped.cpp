@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "faults.h"
+#include "linux.h"
 #include "tracker.h"
 
 // Pages are moved aside before they are dropped, and compared with what the source says: nothing is lost that could not
@@ -24,7 +25,6 @@ namespace {
 constexpr size_t kChunk = 64 * kPage;     // is filled at once
 constexpr size_t kSmallest = 16 * kPage;  // less is not worth its mapping
 constexpr size_t kMost = 10000;           // each splits a mapping, and Linux allows a process 65530
-constexpr uintptr_t kHuge = uintptr_t{2} << 20;
 constexpr int kPopulateRead = 22, kPopulateWrite = 23;  // of Linux 5.14, madvise(2)
 
 }  // namespace

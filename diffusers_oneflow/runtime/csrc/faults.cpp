@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -13,6 +12,8 @@
 
 #include <algorithm>
 #include <cerrno>
+
+#include "linux.h"
 
 namespace dfo {
 namespace {
@@ -72,13 +73,12 @@ bool StartThread(int fd) {
   int pipe[2];
   if (pipe2(pipe, O_CLOEXEC) != 0) { return false; }
   Start start{fd, pipe[1]};
-  // It gets no signals: their handlers would run Python's code on it.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
   pthread_t thread;
-  bool started = pthread_create(&thread, nullptr, Serve, &start) == 0;
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  bool started = false;
+  {
+    const SignalsBlocked blocked;
+    started = pthread_create(&thread, nullptr, Serve, &start) == 0;
+  }
   if (started) {
     char answer = 0;
     while (read(pipe[0], &answer, 1) < 0 && errno == EINTR) {}

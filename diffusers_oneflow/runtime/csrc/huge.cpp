@@ -1,6 +1,5 @@
 #include "huge.h"
 
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -8,11 +7,13 @@
 #include <system_error>
 #include <thread>
 
+#include "linux.h"
+
 namespace dfo {
 namespace {
 
 constexpr int kCollapse = 25;  // MADV_COLLAPSE, newer than the headers of many systems: madvise(2)
-constexpr uintptr_t kHuge = uintptr_t{2} << 20, kPage = 4096;
+constexpr uintptr_t kPage = 4096;
 
 }  // namespace
 
@@ -36,14 +37,10 @@ size_t CollapsePages(Ranges ranges) {
 }
 
 void CollapsePagesLater(Ranges ranges) {
-  // Signals are for threads that can run Python's handlers.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const SignalsBlocked blocked;
   try {
     std::thread(CollapsePages, std::move(ranges)).detach();
   } catch (const std::system_error&) {}  // no thread to be had: ordinary pages will do
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 }  // namespace dfo
