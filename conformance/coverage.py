@@ -44,14 +44,21 @@ def pipelines() -> dict[str, type]:
             continue
         if isinstance(made, type) and made is not diffusers.DiffusionPipeline:
             standing_in = hasattr(made, "_backends") and not name.startswith("AutoPipeline")
-            if standing_in or issubclass(made, diffusers.DiffusionPipeline):
+            modular = issubclass(made, diffusers.ModularPipeline) and made is not diffusers.ModularPipeline
+            if standing_in or modular or issubclass(made, diffusers.DiffusionPipeline):
                 found[name] = made
     return found
 
 
 def models(pipeline: type) -> frozenset[str]:
-    """The model classes in the annotations of a pipeline's constructor, without what only looks at the result."""
+    """The model classes in the annotations of a pipeline's constructor, or in a modular one's blocks.
+
+    Without what only looks at the result.
+    """
     found = set()
+    if issubclass(pipeline, diffusers.ModularPipeline):
+        blocks = getattr(diffusers, pipeline.default_blocks_name)()
+        return frozenset(name for part in blocks.expected_components for name in _classes(part.type_hint))
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         if not any(part in name for part in _ASIDE):
             found.update(_classes(parameter.annotation))

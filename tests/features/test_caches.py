@@ -1,4 +1,4 @@
-"""Caches between steps: their hooks are Python code with a memory and run in torch, what they leave alone on OneFlow; said once."""
+"""Caches between steps: their hooks are Python code with a memory and run in torch, which is said once; the rest on OneFlow."""
 
 import numpy as np
 import pytest
