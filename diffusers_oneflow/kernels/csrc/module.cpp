@@ -7,6 +7,7 @@
 #include "node.h"
 #include "op.h"
 #include "queue.h"
+#include "recorder.h"
 #include "sources.h"
 #include "torch_c.h"
 
@@ -159,6 +160,20 @@ PyObject* Measured(PyObject*, PyObject*) {
   return list;
 }
 
+PyObject* TakeRecords(PyObject*, PyObject*) {
+  PyObject* list = PyList_New(0);
+  for (const dfo::Record& record : dfo::TakeRecords()) {
+    PyObject* in = PyTuple_New(static_cast<Py_ssize_t>(record.in.size()));
+    for (size_t i = 0; i < record.in.size(); ++i) {
+      PyTuple_SET_ITEM(in, static_cast<Py_ssize_t>(i), PyLong_FromVoidPtr(const_cast<void*>(record.in[i])));
+    }
+    PyObject* item = Py_BuildValue("(LNN)", static_cast<long long>(record.number), in, PyLong_FromVoidPtr(record.out));
+    PyList_Append(list, item);
+    Py_DECREF(item);
+  }
+  return list;
+}
+
 PyMethodDef methods[] = {
     {"load", Load, METH_O, "load(path of the math library) -> names of the ops that are registered with OneFlow now."},
     {"add_node", AddNode, METH_VARARGS,
@@ -174,6 +189,8 @@ PyMethodDef methods[] = {
     {"serve", Serve, METH_NOARGS, "Do the started graph's work on this thread."},
     {"profile", Profile, METH_O, "Start or end measuring each kernel."},
     {"measured", Measured, METH_NOARGS, "[(op name, nanoseconds)] since the last call, in order of execution."},
+    {"take_records", TakeRecords, METH_NOARGS,
+     "[(number, (address of each input), address of the output)]: the ops `dfo_recorded` that ran since the last call."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -1,12 +1,11 @@
 // Registers every kernel of the pack with OneFlow, as an op of its own.
-//
-// All ops look alike: any number of inputs, one output whose shape and dtype the graph's author gives as
-// attributes (the captured program knows them), and the kernel's parameters as a list of numbers.
 #include "op.h"
 
 #include "kernel.h"
 #include "oneflow/core/framework/framework.h"
 #include "queue.h"
+#include "recorder.h"
+#include "registration.h"
 
 namespace dfo {
 namespace {
@@ -71,17 +70,7 @@ Maybe<void> Whole(user_op::SbpContext* ctx) {
 
 Maybe<void> Register(const KernelKind& kind) {
   auto& manager = user_op::UserOpRegistryMgr::Get();
-  auto op = manager.CheckAndGetOpRegistry(kind.name);
-  op.Input("in")
-      .Output("out")
-      .Attr<std::vector<int64_t>>("params")
-      .Attr<Shape>("shape")
-      .Attr<DataType>("dtype")
-      .Attr<int64_t>("after", 0)
-      .SetTensorDescInferFn(InferShape)
-      .SetDataTypeInferFn(InferType)
-      .SetGetSbpFn(Whole);
-  JUST(manager.Register(JUST(op.Finish()).GetResult()));
+  JUST(RegisterOp(kind.name));
   auto kernel = manager.CheckAndGetOpKernelRegistry(kind.name);
   const MakeKernel make = kind.make;
   kernel
@@ -92,6 +81,21 @@ Maybe<void> Register(const KernelKind& kind) {
 }
 
 }  // namespace
+
+Maybe<void> RegisterOp(const char* name) {
+  auto& manager = user_op::UserOpRegistryMgr::Get();
+  auto op = manager.CheckAndGetOpRegistry(name);
+  op.Input("in")
+      .Output("out")
+      .Attr<std::vector<int64_t>>("params")
+      .Attr<Shape>("shape")
+      .Attr<DataType>("dtype")
+      .Attr<int64_t>("after", 0)
+      .SetTensorDescInferFn(InferShape)
+      .SetDataTypeInferFn(InferType)
+      .SetGetSbpFn(Whole);
+  return manager.Register(JUST(op.Finish()).GetResult());
+}
 
 const math::Table& Math() { return *table; }
 
@@ -110,6 +114,8 @@ std::vector<std::string> RegisterKernels() {
       names.push_back(kind.name);
     }
   }
+  if (!RegisterRecorded()) { return {}; }
+  names.push_back(kRecordedOp);
   return names;
 }
 
