@@ -32,6 +32,8 @@ class OneFlowConfig:
         cache: where captured programs are kept on disk for the next process: True for the folder that the environment
             variable ``DIFFUSERS_ONEFLOW_CACHE`` names ("0" or "off" for none), by default one in the user's cache; a path;
             or None for no cache. The files hold graphs, no weights, and at most 512 MB.
+        cuda: let models on an NVIDIA GPU run as CUDA graphs that OneFlow plans (`replay`). New: UNets were tried on one H200,
+            nothing else, so that models on a GPU stay in torch unless this is True.
 
     Raises:
         ValueError: a value outside of these.
@@ -45,6 +47,7 @@ class OneFlowConfig:
     weights: str = "auto"
     hoist: bool | None = None
     cache: str | os.PathLike | bool | None = True
+    cuda: bool = False
 
     def __post_init__(self):
         if self.fallback not in ("torch", "error"):
@@ -59,5 +62,7 @@ class OneFlowConfig:
             raise ValueError(f"max_graphs is {self.max_graphs!r}; it must be an integer of at least 1")
         if not isinstance(self.max_bytes, int) or self.max_bytes < 1:
             raise ValueError(f"max_bytes is {self.max_bytes!r}; it must be an integer of at least 1, in bytes")
+        if self.cuda not in (True, False):
+            raise ValueError(f"cuda is {self.cuda!r}; it must be True or False")
         if not isinstance(self.cache, (str, os.PathLike, bool, type(None))):
             raise ValueError(f"cache is {self.cache!r}; it must be a path, True or None")

@@ -54,6 +54,7 @@ class Dispatcher:
         self._module = weakref.ref(module)
         self._lock = threading.RLock()
         self._structure: Structure | None = None
+        self._layout = None
         self._interned = Interned()
         self._graphs: OrderedDict[tuple, Entry | str] = OrderedDict()
         self._most_open: dict[tuple, Open] = {}
@@ -123,6 +124,9 @@ class Dispatcher:
             if self._weights.store is not None:
                 self._weights.store.close()
             self._weights.drop()
+            if self._layout is not None:
+                self._layout.undo()
+                self._layout = None
             self._structure, self._interned = None, Interned()
             self._programs.forget()
             for known in (self._groups, self._most_open, self._seen_numbers):
@@ -135,9 +139,14 @@ class Dispatcher:
             flat = signature.flatten((args, taken), open_numbers=True)
         except signature.Unkeyable as error:
             return str(error), None, None
-        if torch.is_autocast_enabled("cpu"):
-            return "torch.autocast is on", None, None
         structure = self._structure_now(module)
+        if self.config.cuda and structure.device.type == "cuda" and self._layout is None and not structure.refusal:
+            from .replay.layout import FilterLayout
+
+            self._layout = FilterLayout(module)
+            structure = self._structure_now(module)
+        if torch.is_autocast_enabled(structure.device.type):
+            return "torch.autocast is on", None, None
         if structure.refusal:
             self._open_up()
             return structure.refusal, None, None
@@ -180,7 +189,7 @@ class Dispatcher:
             key = (*base, *call.key(opened))
             entry = self._graphs.get(key)
             known = entry is not None
-            if entry is None and (reason := next(filter(None, (interop.refusal(interop.real(t)) for t in flat.tensors)), None)):
+            if entry is None and (reason := self._refusal(structure, flat.tensors)):
                 return reason
             if entry is None:
                 entry = self._build(module, structure, call, opened)
@@ -198,6 +207,15 @@ class Dispatcher:
             self._trim()
             budget.keep_within(self.config.max_bytes, entry)
             return entry
+
+    def _refusal(self, structure: Structure, tensors: list[torch.Tensor]) -> str | None:
+        """Why tensors of a call cannot go into a graph of this module."""
+        if structure.device.type != "cpu":
+            from .replay import devices
+
+            if reason := devices.refusal(structure.device, self.config):
+                return reason
+        return next(filter(None, (interop.refusal(interop.real(t), structure.device) for t in tensors)), None)
 
     def evict(self, entry: Entry) -> bool:
         """Drop one graph; False if it is gone already, or if another thread is at work here."""
@@ -259,14 +277,9 @@ class Dispatcher:
                 found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
                 program = found.program
                 bar.stage("passes", 1.0)
-                store = self._weights.prepare(native)
-                wanted = native and self.config.hoist is not False
-                prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
-                bind = functools.partial(self._weights.bind, structure, store)
-                known = [part for entry in self.entries for part in entry.hoisted]
-                hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
-                graph = CompiledGraph(program, bind(program), tensors, bar.stage, store)
-        except EngineUnavailable:
+                compile = self._compile if structure.device.type == "cpu" else self._compile_elsewhere
+                graph, hoisted = compile(structure, program, tensors, native, bar.stage)
+        except (EngineUnavailable, torch.OutOfMemoryError):
             raise
         except OneFlowError as error:
             return str(error)
@@ -280,6 +293,24 @@ class Dispatcher:
         shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
         ops = passes.op_counts(program)
         return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
+
+    def _compile(self, structure, program, tensors, native: bool, stage) -> tuple[CompiledGraph, list]:
+        store = self._weights.prepare(native)
+        wanted = native and self.config.hoist is not False
+        prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
+        bind = functools.partial(self._weights.bind, structure, store)
+        known = [part for entry in self.entries for part in entry.hoisted]
+        hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
+        return CompiledGraph(program, bind(program), tensors, stage, store), hoisted
+
+    def _compile_elsewhere(self, structure, program, tensors, native: bool, stage) -> tuple:
+        """On another device OneFlow plans the graph, and the device replays it (`replay`)."""
+        from .replay import devices
+        from .replay.graph import ReplayGraph
+
+        constants = {name: constant.to(structure.device) for name, constant in program.constants.items()}
+        weights = {name: structure.weights[q].detach() for name, q in program.weights.items()} | constants
+        return ReplayGraph(program, weights, tensors, devices.device_for(structure.device), stage), []
 
     def _capture(self, module, call, opened, known: list[Program]) -> Program:
         from . import lowering
@@ -296,7 +327,8 @@ class Dispatcher:
 
         _tracing.on = True
         try:
-            if known:
+            # Retracing stands in for the CPU alone.
+            if known and all(t.device.type == "cpu" for t in tensors):
                 return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
             with garbage.resumed():
                 return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)

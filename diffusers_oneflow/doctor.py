@@ -52,18 +52,28 @@ def _engine() -> list[Finding]:
     reason = engine.refusal()
     if reason is None:
         try:
-            flow = engine.load()
+            engine.load()
         except EngineUnavailable as error:
             reason = str(error)
     if reason is not None:
         return [Finding("OneFlow", "cannot run", reason)]
-    if flow.cuda.is_available():
-        gpu = Finding("CUDA", f"seen by OneFlow: {flow.cuda.device_count()} devices; pipelines on CUDA run in torch")
-    elif os.path.exists("/proc/driver/nvidia/version"):
-        gpu = Finding("CUDA", "not usable: OneFlow 0.9.0 is built for CUDA 11.7 and sees no device under this driver")
-    else:
-        gpu = Finding("CUDA", "not usable: this machine has no NVIDIA driver")
-    return [Finding("OneFlow", "loads"), Finding("CPU", f"usable, {os.cpu_count()} cores"), _pack(), gpu]
+    return [Finding("OneFlow", "loads"), Finding("CPU", f"usable, {os.cpu_count()} cores"), _pack(), _gpu()]
+
+
+def _gpu() -> Finding:
+    import torch
+
+    from .config import OneFlowConfig
+    from .replay import devices
+
+    if not torch.cuda.is_available():
+        driver = os.path.exists("/proc/driver/nvidia/version")
+        why = "torch sees no GPU under this driver" if driver else "this machine has no NVIDIA driver"
+        return Finding("CUDA", f"not usable: {why}")
+    if reason := devices.refusal(torch.device("cuda", torch.cuda.current_device()), OneFlowConfig(cuda=True)):
+        return Finding("CUDA", "not usable: pipelines on CUDA run in torch", reason)
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Finding("CUDA", f"usable with OneFlowConfig(cuda=True): {names}; without it pipelines on CUDA run in torch")
 
 
 def _pack() -> Finding:

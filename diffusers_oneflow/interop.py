@@ -7,11 +7,12 @@ import torch
 from . import engine
 
 # What from_dlpack takes; bool travels as uint8, the same bytes.
+_CPU = torch.device("cpu")
 _DIRECT = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8, torch.uint8}
 
 
-def refusal(tensor: torch.Tensor) -> str | None:
-    """Why OneFlow cannot take `tensor`, or None if it can."""
+def refusal(tensor: torch.Tensor, device: torch.device = _CPU) -> str | None:
+    """Why a graph on `device` cannot take `tensor`, or None if it can."""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return f"a tensor of type {type(tensor).__name__}"
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -20,8 +21,9 @@ def refusal(tensor: torch.Tensor) -> str | None:
         return f"a tensor of {tensor.dtype}"
     if tensor.numel() == 0:
         return "an empty tensor"
-    if tensor.device.type != "cpu":
-        return f"a tensor on {tensor.device}"
+    # A number in a tensor may come from the CPU, as for torch's own ops.
+    if tensor.device != device and not (tensor.ndim == 0 and tensor.device.type == "cpu"):
+        return f"a tensor on {tensor.device}" if device.type == "cpu" else f"a tensor on {tensor.device} for a model on {device}"
     return None
 
 

@@ -50,6 +50,7 @@ class Structure:
         factor_known: whether `strengths` holds all that the `scale` of a call would change.
         sorted: the strengths by group, set with the token.
         wide: whether any weight is float64.
+        device: of all weights; the CPU where they lie on several, or there are none.
         refusal: why a module in this state must run in torch, or None.
     """
 
@@ -86,6 +87,8 @@ class Structure:
         self.weights_key = tuple(t.data_ptr() for t in tensors)
         layouts = tuple((t.size(), t.stride()) for t in tensors)
         self.wide = any(t.dtype == torch.float64 for t in tensors)
+        devices = {t.device for t in tensors}
+        self.device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         self.token, self.sorted = -1, None  # set by the dispatcher
         self.key = (self.key, code, tuple(self.weights), self.weights_key, layouts, tuple(t.forward for t in types))
         handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, (*tensors, *self._tensors)))

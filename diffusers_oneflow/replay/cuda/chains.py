@@ -1,0 +1,125 @@
+"""Elementwise chains as Triton kernels, one for each set of instructions and strides."""
+
+import functools
+import hashlib
+import importlib.util
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+_BINARY = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "tl.maximum({0}, {1})",
+           "min": "tl.minimum({0}, {1})"}  # fmt: skip
+_SCALAR = {
+    "add_scalar": "{0} + {1}", "mul_scalar": "{0} * {1}", "rsub_scalar": "{1} - {0}", "rdiv_scalar": "{1} / {0}",
+    "max_scalar": "tl.maximum({0}, {1})", "min_scalar": "tl.minimum({0}, {1})", 
+}  # fmt: skip
+_UNARY = {
+    "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "rsqrt": "1.0 / tl.sqrt({0})", "sin": "tl.sin({0})",
+    "cos": "tl.cos({0})", "neg": "-{0}", "abs": "tl.abs({0})", "square": "{0} * {0}", "erf": "tl.erf({0})",
+}  # fmt: skip
+_HEAD = """import triton
+import triton.language as tl
+
+from diffusers_oneflow.replay.cuda.kernels import activate
+
+
+@triton.jit
+def kernel(out, {operands}, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0){wide} * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+"""
+_BLOCK = 1024
+
+
+# Powers that are products: others take torch's own, whose rules for negative numbers are the ones wanted.
+_POWERS = {
+    -1.0: "1.0 / {0}", -0.5: "1.0 / tl.sqrt({0})", 0.5: "tl.sqrt({0})", 1.0: "{0}", 2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}",
+    4.0: "({0} * {0}) * ({0} * {0})",
+}  # fmt: skip
+
+
+def expressible(instructions) -> bool:
+    """Whether a kernel can be written for them."""
+    return all(code != "pow_scalar" or float(value) in _POWERS for code, _, _, value in instructions)
+
+
+def runner(shape: tuple, shapes: list[tuple], strides: list[tuple], instructions):
+    """``run(out, *operands)`` for a chain of `passes.native_ops`; operands broadcast to `shape`, of any strides."""
+    source = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
+    size = math.prod(shape)
+    grid = (-(-size // _BLOCK),)
+
+    def run(out, *operands):
+        _compiled(source)[grid](out, *operands, size, _BLOCK, num_warps=4)
+
+    return run
+
+
+def _source(shape, shapes, strides, instructions) -> str:
+    # Indices in 64 bits take twice the registers.
+    reach = max((sum((n - 1) * s for n, s in zip(own, steps)) for own, steps in zip(shapes, strides)), default=0)
+    wide = ".to(tl.int64)" if max(reach, math.prod(shape)) >= 1 << 31 else ""
+    lines = [_HEAD.format(operands=", ".join(f"x{i}" for i in range(len(shapes))), wide=wide)]
+    for i, (own, steps) in enumerate(zip(shapes, strides)):
+        lines.append(f"    v{i} = tl.load(x{i} + {_index(shape, own, steps)}, inside).to(tl.float32)\n")
+    for number, (code, a, b, value) in enumerate(instructions, len(shapes)):
+        if code in _BINARY:
+            made = _BINARY[code].format(f"v{a}", f"v{b}")
+        elif code == "pow_scalar":
+            made = _POWERS[float(value)].format(f"v{a}")
+        elif code in _SCALAR:
+            made = _SCALAR[code].format(f"v{a}", _literal(value))
+        elif code == "act":
+            made = f'activate(v{a}, "{value}")'
+        else:
+            made = _UNARY[code].format(f"v{a}")
+        lines.append(f"    v{number} = {made}\n")
+    last = len(shapes) + len(instructions) - 1
+    lines.append(f"    tl.store(out + at, v{last}.to(out.dtype.element_ty), inside)\n")
+    return "".join(lines)
+
+
+def _literal(value: float) -> str:
+    value = float(value)
+    return repr(value) if math.isfinite(value) else f'float("{value}")'
+
+
+def _index(shape: tuple, own: tuple, steps: tuple) -> str:
+    """Where an element of the result lies in an operand: neighbouring dimensions are taken together where they can be."""
+    lead = len(shape) - len(own)
+    strides = [0] * lead + [0 if n == 1 and shape[lead + i] != 1 else s for i, (n, s) in enumerate(zip(own, steps))]
+    dims: list[list[int]] = []  # (size, stride), outermost first
+    for size, stride in zip(shape, strides):
+        if size == 1:
+            continue
+        if dims and dims[-1][1] == stride * size:
+            dims[-1] = [dims[-1][0] * size, stride]
+        else:
+            dims.append([size, stride])
+    terms, below = [], 1
+    for position, (size, stride) in reversed(list(enumerate(dims))):
+        if stride:
+            at = "at" if below == 1 else f"(at // {below})"
+            at = at if position == 0 else f"({at} % {size})"
+            terms.append(at if stride == 1 else f"{at} * {stride}")
+        below *= size
+    return " + ".join(terms) if terms else "at * 0"
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="diffusers_oneflow-"))
+
+
+@functools.cache
+def _compiled(source: str):
+    """Triton reads the source of a kernel from a file."""
+    name = f"diffusers_oneflow_chain_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    path = _folder() / f"{name}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module.kernel

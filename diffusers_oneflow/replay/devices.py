@@ -1,0 +1,110 @@
+"""What a device has to bring for graphs to be replayed on it."""
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+
+from ..config import OneFlowConfig
+from ..kernels import loader
+
+
+class Device(Protocol):
+    """A device of torch's; everything else is the same for all of them.
+
+    Attributes:
+        torch: the device.
+    """
+
+    torch: torch.device
+
+    def find(self, op: str) -> Callable | None:
+        """A lowering of its own for an op, called with (`Lowered`, node, arguments as `Ref`), or None: torch's op runs."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile."""
+
+    def turn(self) -> contextlib.AbstractContextManager:
+        """A context for one run, which comes after the one before, whatever thread that came from."""
+
+
+class Plain:
+    """Any device of torch's, with torch's ops alone: each is called anew in every run."""
+
+    def __init__(self, device: torch.device | str):
+        self.torch = torch.device(device)
+
+    def find(self, op: str) -> None:
+        """No kernels of its own."""
+        return None
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """`run` itself."""
+        return run
+
+    def turn(self) -> contextlib.AbstractContextManager:
+        """Torch's own order."""
+        return contextlib.nullcontext()
+
+
+class Cuda(Plain):
+    """An NVIDIA GPU: kernels of this package and of the libraries that torch loads, in one CUDA graph."""
+
+    def __init__(self, device: torch.device | str):
+        super().__init__(device)
+        self._last: torch.cuda.Event | None = None
+
+    def find(self, op: str) -> Callable | None:
+        """The lowering in `replay.cuda`, if there is one."""
+        from . import cuda
+
+        return cuda.TABLE.get(op)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run twice, which compiles and chooses kernels, then capture. Raises `torch.OutOfMemoryError` where memory is short."""
+        with torch.cuda.device(self.torch):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+        return graph.replay
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """On the caller's stream, as any op of torch's, and after the run before, which may have been on another stream."""
+        with torch.cuda.device(self.torch):
+            stream = torch.cuda.current_stream()
+            if self._last is not None:
+                stream.wait_event(self._last)
+            yield
+            self._last = stream.record_event(self._last)
+
+
+def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
+    """Why graphs cannot be replayed on `device`, in words that say what to do; None if they can."""
+    if device.type != "cuda":
+        return f"a model on {device}: OneFlow runs on the CPU and on CUDA"
+    if not config.cuda:
+        return f"a model on {device}: graphs on a GPU are new, allow them with OneFlowConfig(cuda=True)"
+    if config.kernels != "native" or loader.refusal():
+        return f"a model on {device} without the kernel pack ({loader.refusal() or 'kernels=' + repr(config.kernels)})"
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (7, 0):
+        return f"a model on {device}: Triton compiles for NVIDIA GPUs of compute capability 7.0 and later"
+    if importlib.util.find_spec("triton") is None:
+        return f"a model on {device}, and Triton is not installed: pip install triton"
+    return None
+
+
+@functools.cache
+def device_for(device: torch.device) -> Device:
+    """The device that graphs for tensors on `device` are replayed on."""
+    return Cuda(device) if device.type == "cuda" else Plain(device)

@@ -1,0 +1,138 @@
+"""A program on a device, planned by OneFlow and captured there once."""
+
+import threading
+from collections import Counter
+
+import torch
+
+from ..capture import Program
+from ..errors import Unsupported
+from ..graph import GraphClosed, Memory, Place
+from ..interop import real
+from . import plan
+from .devices import Device
+from .lowering import Lowered
+from .values import Ref, map_refs, meta, refs
+
+# Graphs of one device share what libraries allocate while they are captured, so no two run at once.
+_LOCK = threading.RLock()
+
+
+class ReplayGraph:
+    """What `graph.CompiledGraph` is on the CPU.
+
+    Args:
+        program: what to run, after the passes for the kernel pack.
+        weights: placeholder name -> tensor on the device, of parameters and constants; read where they are in every call.
+        examples: one tensor per input of the program, for shapes and dtypes.
+        device: where.
+        stage: called with ("lowering" | "compiling", fraction done).
+
+    Attributes:
+        memory, seconds, kernels, places: as those of `CompiledGraph`.
+
+    Raises:
+        Unsupported: an op that has no lowering.
+        torch.OutOfMemoryError: there is no room for the activations; nothing is kept.
+    """
+
+    store = None
+
+    def __init__(
+        self, program: Program, weights: dict[str, torch.Tensor], examples: list[torch.Tensor], device: Device,
+        stage=lambda name, done: None,
+    ):  # fmt: skip
+        self._device, self._program = device, program
+        examples = list(map(real, examples))
+        self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
+        # Not tensors of inference mode, which could not be written to outside it.
+        with torch.inference_mode(False):
+            self._inputs = [torch.empty(examples[i].shape, dtype=examples[i].dtype, device=device.torch) for i in self._positions]
+        names = [program.inputs[i] for i in self._positions]
+        lowered = Lowered(program, weights, dict(zip(names, map(meta, self._inputs))), device)
+        if not lowered.steps or not self._inputs:
+            raise Unsupported("a graph", "no output depends on an input tensor")
+        self.steps = lowered.steps
+        self._sources = self._sort_outputs(lowered)
+        made = [ref for ref in self._sources if isinstance(ref, Ref)]
+        self.plan = plan.make(self.steps, [meta(t) for t in self._inputs], made, stage)
+        self.seconds = self.plan.seconds
+        self.kernels = _count(self.steps)
+        self.places = {f"step {s.number}": Place(s.op, s.kernel, s.where, _bytes(s)) for s in self.steps}
+        with _LOCK, torch.inference_mode(False), torch.no_grad():
+            self._prepare(made, [examples[i] for i in self._positions])
+        owned = sum(t.nbytes for t in (*self._inputs, *self._made))
+        self.memory = Memory(self.plan.bytes, self.plan.unplanned, owned + self.plan.bytes)
+
+    def _prepare(self, made: list[Ref], examples: list[torch.Tensor]):
+        self._arena = torch.empty(self.plan.bytes, dtype=torch.uint8, device=self._device.torch)
+        self._outs = [self._place(step.like, offset) for step, offset in zip(self.steps, self.plan.offsets)]
+        self._made = [torch.empty(ref.shape, dtype=ref.dtype, device=self._device.torch) for ref in made]
+        work = [(s.run, out, map_refs(s.args, self._read)) for s, out in zip(self.steps, self._outs)]
+        leaving = [(mine, self._read(ref)) for mine, ref in zip(self._made, made)]
+
+        def run():
+            for function, out, args in work:
+                function(out, *args)
+            for mine, tensor in leaving:
+                mine.copy_(tensor)
+
+        self._enter(examples)
+        self._replay = self._device.capture(run)
+
+    def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run on tensors of any strides, one per input of the program, unchanged afterwards; returns new ones.
+
+        Raises:
+            GraphClosed: another thread has dropped the graph.
+        """
+        with _LOCK, torch.no_grad():
+            if self._replay is None:
+                raise GraphClosed
+            given = [real(tensors[i]) for i in self._positions]
+            with self._device.turn():
+                self._enter(given)
+                self._replay()
+                fresh = iter([tensor.clone() for tensor in self._made])
+        return [tensors[s] if isinstance(s, int) else next(fresh) for s in self._sources]
+
+    def close(self):
+        """Free the graph's memory now."""
+        with _LOCK:
+            self._replay = None
+            self._arena = self._outs = self._made = self._inputs = None
+            self.steps = []
+
+    def _enter(self, tensors: list[torch.Tensor]):
+        for mine, tensor in zip(self._inputs, tensors):
+            mine.copy_(tensor.detach(), non_blocking=True)
+
+    def _place(self, like: torch.Tensor, offset: int) -> torch.Tensor:
+        return self._arena[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
+
+    def _read(self, ref: Ref) -> torch.Tensor:
+        source = ref.source
+        if isinstance(source, torch.Tensor):
+            return ref.of(source)
+        return ref.of(self._inputs[source] if isinstance(source, int) else self._outs[source.number])
+
+    def _sort_outputs(self, lowered: Lowered) -> list:
+        """Per output of the program a `Ref` for what is computed, or the number of the input that is handed back."""
+        index = {name: i for i, name in enumerate(self._program.inputs)}
+        return [index[n.name] if n.name in index else lowered.outputs[n] for n in self._program.outputs]
+
+
+def _count(steps) -> dict[str, Counter]:
+    counts: dict[str, Counter] = {}
+    for step in steps:
+        counts.setdefault(step.op, Counter())[step.kernel] += 1
+    return counts
+
+
+def _bytes(step) -> int:
+    return step.like.nbytes + sum(ref.like.nbytes for ref in refs(step.args))
+
+
+def _used(program: Program, name: str) -> bool:
+    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
+    return any(user.op != "output" for user in node.users)

@@ -1,0 +1,123 @@
+"""From the nodes of a program to steps on a device's tensors."""
+
+import torch
+
+from ..capture import Program, is_bookkeeping, op_name, where
+from ..errors import Unsupported
+from ..lowering import registry
+from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
+from .values import Ref, Step, dense, meta
+
+# Another shape on the same memory: the shape is that of the node's value.
+_RESHAPES = {
+    "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints",
+}  # fmt: skip
+_VIEWS = {
+    "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default", "aten.squeeze.dim",
+    "aten.squeeze.dims", "aten.expand.default", "aten.slice.Tensor", "aten.select.int", "aten.unfold.default",
+    "aten.alias.default", "aten.detach.default",
+}  # fmt: skip
+_PARTS = {"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int"}
+# Their results are new tensors in torch, but equal to their input: nobody writes to it.
+_SAME = {"aten.clone.default", "aten.contiguous.default", "aten.dropout.default", "aten.lift_fresh_copy.default"}
+
+
+class Lowered:
+    """A program as steps.
+
+    Args:
+        program: after the passes of the kernel pack.
+        weights: placeholder name -> tensor on the device, parameters and constants.
+        inputs: meta tensors of the program's inputs that its graph reads, by placeholder name.
+        device: has `find(op) -> function or None`, the kernels that this device has of its own.
+
+    Attributes:
+        steps: in order.
+        outputs: what `program.outputs` are, by node.
+
+    Raises:
+        Unsupported: an op that no device may run; the message has op and place.
+    """
+
+    def __init__(self, program: Program, weights: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], device):
+        self.steps: list[Step] = []
+        self.device = device
+        env: dict[torch.fx.Node, object] = {}
+        for number, (name, like) in enumerate(inputs.items()):
+            env[_placeholder(program, name)] = Ref(number, like)
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node not in env and node.name in weights:
+                env[node] = Ref(weights[node.name], meta(weights[node.name]))
+            elif node.op == "call_function":
+                env[node] = self._lower(node, env)
+        self.outputs: dict[torch.fx.Node, Ref] = {n: env[n] for n in program.outputs if n in env}
+
+    def _lower(self, node: torch.fx.Node, env: dict):
+        name = op_name(node)
+        args, kwargs = (torch.fx.map_arg(given, env.__getitem__) for given in (node.args, node.kwargs))
+        if is_bookkeeping(node):
+            return args[0][args[1]] if "getitem" in name else None
+        if name in _SAME:
+            return args[0]
+        made = node.meta["val"]
+        if name in _RESHAPES or name in _VIEWS:
+            shape = tuple(made.shape)
+            view = (lambda t: t.view(shape)) if name in _RESHAPES else (lambda t: node.target(t, *args[1:], **kwargs))
+            return self._seen(node, args[0], view)
+        if name in _PARTS:
+            return tuple(self._seen(node, args[0], _part(node.target, args[1:], kwargs, i)) for i in range(len(made)))
+        own = self.device.find(name)
+        if own is not None:
+            return own(self, node, *args, **kwargs)
+        return self.in_torch(node, args, kwargs)
+
+    def in_torch(self, node: torch.fx.Node, args: tuple, kwargs: dict):
+        """A step, or one for each result, that calls torch's own op; the way of all that has no kernel of its own."""
+        name = op_name(node)
+        if not (registry.is_lowered(name) or name.startswith("oneflow.")):
+            raise Unsupported(name, "no lowering is registered for it", where(node))
+        made = node.meta["val"]
+        if isinstance(made, torch.Tensor):
+            return self.step(node, _call(node.target, None), (args, kwargs), made.shape, made.dtype, f"torch {name}")
+        return tuple(
+            self.step(node, _call(node.target, i), (args, kwargs), m.shape, m.dtype, f"torch {name}")
+            for i, m in enumerate(made)
+        )  # fmt: skip
+
+    def step(self, node: torch.fx.Node, run, args: tuple, shape, dtype: torch.dtype, kernel: str) -> Ref:
+        """Add a step; `run` is called as ``run(out, *args)``."""
+        made = Step(run, args, dense(shape, dtype), op_name(node), kernel, where(node), len(self.steps))
+        self.steps.append(made)
+        return Ref(made, made.like)
+
+    def contiguous(self, node: torch.fx.Node, ref: Ref) -> Ref:
+        """`ref` where it is dense already, else a copy of it."""
+        if ref.like.is_contiguous():
+            return ref
+        return self.step(node, _copy, (ref,), ref.shape, ref.dtype, "copy")
+
+    def _seen(self, node: torch.fx.Node, ref: Ref, view) -> Ref:
+        try:
+            return ref.through(view)
+        except RuntimeError:  # torch cannot look at these strides so
+            return self.contiguous(node, ref).through(view)
+
+
+def _copy(out: torch.Tensor, tensor: torch.Tensor):
+    out.copy_(tensor)
+
+
+def _call(target, number: int | None):
+    def run(out: torch.Tensor, args: tuple, kwargs: dict):
+        made = target(*args, **kwargs)
+        out.copy_(made if number is None else made[number])
+
+    return run
+
+
+def _part(target, rest: tuple, kwargs: dict, number: int):
+    return lambda tensor: target(tensor, *rest, **kwargs)[number]
+
+
+def _placeholder(program: Program, name: str) -> torch.fx.Node:
+    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)

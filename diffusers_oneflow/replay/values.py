@@ -1,0 +1,94 @@
+"""What a step reads: a tensor that something has made, seen through views that cost nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(eq=False)
+class Step:
+    """One thing to compute.
+
+    Attributes:
+        run: called as ``run(out, *args)``, with torch tensors in the place of `Ref`; fills `out`.
+        args: nested lists, tuples and dictionaries with `Ref` in them.
+        like: a dense meta tensor of the result's shape and dtype.
+        op, kernel, where: what it comes from, for reports.
+        number: its place in order.
+    """
+
+    run: Callable
+    args: tuple
+    like: torch.Tensor
+    op: str
+    kernel: str
+    where: str
+    number: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """A tensor that a step will read.
+
+    Attributes:
+        source: the step that makes it, the number of the graph's input that it is, or a weight.
+        like: a meta tensor of its shape, strides and dtype.
+        views: functions from tensor to tensor, applied in order; none copies.
+    """
+
+    source: Step | int | torch.Tensor
+    like: torch.Tensor
+    views: tuple[Callable, ...] = field(default=())
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape as it is seen."""
+        return self.like.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype."""
+        return self.like.dtype
+
+    def through(self, view: Callable) -> "Ref":
+        """The same memory seen through one more view.
+
+        Raises:
+            RuntimeError: torch cannot view it so.
+        """
+        return Ref(self.source, view(self.like), (*self.views, view))
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The view of the source's `tensor`."""
+        for view in self.views:
+            tensor = view(tensor)
+        return tensor
+
+
+def meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without memory of the same shape, strides and dtype."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def dense(shape, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous tensor without memory."""
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def map_refs(args, function: Callable):
+    """`args` with `function` of each `Ref` in its place."""
+    if isinstance(args, Ref):
+        return function(args)
+    if isinstance(args, (list, tuple)) and not isinstance(args, torch.Size):
+        return type(args)(map_refs(a, function) for a in args)
+    if isinstance(args, dict):
+        return {k: map_refs(v, function) for k, v in args.items()}
+    return args
+
+
+def refs(args) -> list[Ref]:
+    """All `Ref` in `args`, in order."""
+    found: list[Ref] = []
+    map_refs(args, lambda ref: found.append(ref))
+    return found

@@ -1,0 +1,239 @@
+"""Programs that OneFlow plans and a device of torch's replays: the way to a GPU, walked on the CPU."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_oneflow import OneFlowConfig, capture, dispatch, lowering, passes, signature
+from diffusers_oneflow.backend import attach, dispatcher_of
+from diffusers_oneflow.capture import as_it_is
+from diffusers_oneflow.errors import Unsupported
+from diffusers_oneflow.graph import GraphClosed
+from diffusers_oneflow.replay import devices, plan
+from diffusers_oneflow.replay.graph import ReplayGraph
+from diffusers_oneflow.replay.values import Step, refs
+
+
+class OnPlain:
+    """A device of its own name, with torch's ops on the CPU: what another chip has to bring."""
+
+    def __init__(self):
+        self.plain, self.captured = devices.Plain("cpu"), 0
+        self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
+
+    def capture(self, run):
+        self.captured += 1
+        return run
+
+
+def program_of(module: nn.Module, *tensors: torch.Tensor) -> capture.Program:
+    def rebuild(given):
+        return tuple(given), {}
+
+    with torch.no_grad():
+        made = capture.capture(module, list(tensors), rebuild, signature.flatten, lowering.is_lowered, as_it_is)
+    passes.run(made, native=True)
+    return made
+
+
+def graph_of(module: nn.Module, *tensors: torch.Tensor, device=None) -> ReplayGraph:
+    made = program_of(module, *tensors)
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    weights = {name: held[q].detach() for name, q in made.weights.items()} | made.constants
+    return ReplayGraph(made, weights, list(tensors), device or devices.Plain("cpu"))
+
+
+class Block(nn.Module):
+    """Convolution, norm, attention, views, a skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(32, 3, 3, padding=1)
+        self.norm, self.qkv, self.proj = nn.GroupNorm(4, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x, scale):
+        h = torch.nn.functional.silu(self.norm(self.conv(x)))
+        b, c, height, width = h.shape
+        q, k, v = self.qkv(h.flatten(2).transpose(1, 2)).chunk(3, -1)
+        a = nn.functional.scaled_dot_product_attention(*(t.unflatten(-1, (4, 4)).transpose(1, 2) for t in (q, k, v)))
+        a = self.proj(a.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(b, c, height, width)
+        return self.out(torch.cat([h, a[:, :, ::1].contiguous()], 1)) * scale, a[:, 2:5].permute(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    return Block().eval()
+
+
+def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, 8, 8, generator=generator), torch.rand(2, 1, 1, 1, generator=generator)
+
+
+def error(made, expected) -> float:
+    return ((made.double() - expected).norm() / expected.norm()).item()
+
+
+def test_a_replayed_graph_is_as_near_to_float64_as_torch(block):
+    graph = graph_of(block, *inputs())
+    for seed in range(3):
+        given = inputs(seed)
+        before = [t.clone() for t in given]
+        with torch.no_grad():
+            stock = block(*given)
+            wide = block.double()(*(t.double() for t in given))
+            block.float()
+        for made, mine, expected in zip(graph(list(given)), stock, wide):
+            assert made.shape == mine.shape and made.dtype == mine.dtype
+            assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(before, given))
+
+
+def test_results_are_new_tensors(block):
+    graph = graph_of(block, *inputs())
+    first = graph(list(inputs()))
+    kept = [t.clone() for t in first]
+    graph(list(inputs(1)))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept))
+
+
+def lifetimes(steps: list[Step], outputs) -> list[int]:
+    """The last step that reads each step's result; results that leave are read after all."""
+    last = list(range(len(steps)))
+    for step in steps:
+        for ref in refs(step.args):
+            if isinstance(ref.source, Step):
+                last[ref.source.number] = max(last[ref.source.number], step.number)
+    for ref in outputs:
+        last[ref.source.number] = len(steps)
+    return last
+
+
+def clashes(graph: ReplayGraph, offsets: list[int]) -> list[tuple[int, int]]:
+    """Pairs of steps whose results lie on the same bytes at the same time."""
+    steps = graph.steps
+    last = lifetimes(steps, [r for r in graph._sources if not isinstance(r, int)])
+    spans = [(o, o + s.like.nbytes) for o, s in zip(offsets, steps)]
+    return [
+        (i, j) for j in range(len(steps)) for i in range(j)
+        if last[i] >= j and spans[i][0] < spans[j][1] and spans[j][0] < spans[i][1]
+    ]  # fmt: skip
+
+
+def test_the_plan_keeps_apart_what_lives_at_the_same_time_and_shares_the_rest(block):
+    graph = graph_of(block, *inputs())
+    assert clashes(graph, graph.plan.offsets) == []
+    assert graph.plan.bytes < graph.plan.unplanned / 1.5
+    assert clashes(graph, [0] * len(graph.steps))  # the check sees a wrong plan
+
+
+def test_a_device_is_asked_for_the_whole_run_once(block):
+    device = OnPlain()
+    graph = graph_of(block, *inputs(), device=device)
+    graph(list(inputs()))
+    graph(list(inputs(1)))
+    assert device.captured == 1
+
+
+def test_a_device_may_bring_kernels_of_its_own(block):
+    class Doubling(OnPlain):
+        def __init__(self):
+            super().__init__()
+            self.find = {"oneflow.conv2d.default": self.convolution}.get
+
+        def convolution(self, lowered, node, *args):
+            made = node.meta["val"]
+
+            def run(out, *given):
+                out.copy_(2 * node.target(*given))
+
+            return lowered.step(node, run, args, made.shape, made.dtype, "twice")
+
+    module = nn.Conv2d(3, 4, 3)
+    x = inputs()[0]
+    graph = graph_of(module, x, device=Doubling())
+    with torch.no_grad():
+        torch.testing.assert_close(graph([x])[0], 2 * module(x))
+    assert graph.kernels["oneflow.conv2d.default"] == {"twice": 1}
+
+
+def test_weights_are_read_where_they_are(block):
+    module = nn.Linear(5, 3)
+    x = torch.randn(2, 5)
+    graph = graph_of(module, x)
+    module.weight.data += 1
+    with torch.no_grad():
+        torch.testing.assert_close(graph([x])[0], module(x))
+
+
+def test_bool_numbers_and_inputs_that_come_back():
+    class Odd(nn.Module):
+        def forward(self, x, mask, n):
+            return x.masked_fill(mask, 0.0) * n, mask.logical_not(), x, x[:, 1:].transpose(0, 1)
+
+    given = [torch.randn(3, 4), torch.rand(3, 4) > 0.5, torch.tensor(2.0)]
+    graph = graph_of(Odd(), *given)
+    expected = Odd()(*given)
+    made = graph(list(given))
+    assert made[2] is given[0]
+    for a, b in zip(made, expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_closed_graph_says_so(block):
+    graph = graph_of(block, *inputs())
+    graph.close()
+    with pytest.raises(GraphClosed):
+        graph(list(inputs()))
+
+
+def test_an_op_without_a_lowering_is_refused_with_its_place():
+    class Sorts(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x)
+
+    with pytest.raises(Unsupported, match="linalg"):
+        graph_of(Sorts(), torch.eye(3))
+
+
+def test_a_lost_record_is_an_error(block, monkeypatch):
+    pack = plan.loader.pack()
+
+    class Losing:
+        def take_records(self):
+            return pack.take_records()[1:]
+
+    monkeypatch.setattr(plan.loader, "pack", Losing)
+    with pytest.raises(plan.OneFlowError, match="other steps"):
+        graph_of(block, *inputs())
+
+
+@pytest.mark.parametrize("device, kernels, reason", [
+    ("xpu", "native", "runs on the CPU and on CUDA"), ("cuda", "oneflow", "without the kernel pack"),
+])  # fmt: skip
+def test_devices_that_are_refused_say_why(device, kernels, reason):
+    assert reason in devices.refusal(torch.device(device), OneFlowConfig(kernels=kernels, cuda=True))
+
+
+def test_a_gpu_is_asked_for():
+    assert "OneFlowConfig(cuda=True)" in devices.refusal(torch.device("cuda"), OneFlowConfig())
+
+
+def test_a_module_runs_through_its_dispatcher(block, monkeypatch):
+    """As on a GPU, but for the device: the dispatcher takes the way of other devices than the CPU."""
+    monkeypatch.setattr(dispatch.Dispatcher, "_compile", dispatch.Dispatcher._compile_elsewhere)
+    attach(block, "block", OneFlowConfig(fallback="error", progress=False, cache=None))
+    try:
+        with torch.no_grad():
+            made = block(*inputs())
+            expected = block.forward(*inputs())
+        (entry,) = dispatcher_of(block).entries
+        assert isinstance(entry.graph, ReplayGraph)
+        for a, b in zip(made, expected):
+            torch.testing.assert_close(a, b)
+    finally:
+        dispatcher_of(block).close()
+        from diffusers_oneflow.backend import detach
+
+        detach(block)

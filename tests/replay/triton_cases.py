@@ -1,0 +1,144 @@
+"""Cases for Triton's interpreter (TRITON_INTERPRET=1), run by test_triton.py: against torch in float64, on the CPU."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_oneflow.passes import native_ops
+from diffusers_oneflow.replay.cuda import chains, light
+from diffusers_oneflow.replay.lowering import Lowered
+from diffusers_oneflow.replay.values import Ref, meta
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SENTINEL = 77.0
+
+
+def numbers(*shape, dtype=torch.float32, seed=0, scale=1.0):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def close(made, expected, dtype):
+    """Computed in float32 and rounded once: half a unit in the last place, and float32's own error."""
+    bound = torch.finfo(dtype).eps * expected.abs() + 4e-6 * expected.abs().max()
+    assert ((made.double() - expected).abs() <= bound).all(), (made.double() - expected).abs().max()
+
+
+class Recorder(Lowered):
+    """Takes the one step that a lowering adds."""
+
+    def __init__(self):
+        self.steps = []
+
+
+class Node:
+    """As much of a node as a lowering asks for."""
+
+    target = "test"
+
+    def __init__(self, shape, dtype):
+        self.meta = {"val": torch.empty(tuple(shape), dtype=dtype, device="meta")}
+
+
+def run(lowering, shape, dtype, *args):
+    """What a lowering's step makes, in the middle of memory that must stay as it was."""
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    given = [Ref(a, meta(a)) if isinstance(a, torch.Tensor) else a for a in args]
+    recorder = Recorder()
+    lowering(recorder, Node(shape, dtype), *given)
+    assert len(recorder.steps) == 1 and recorder.steps[0].kernel.startswith("triton")
+    step = recorder.steps[0]
+    padded = torch.full((math.prod(shape) + 64,), SENTINEL, dtype=dtype)
+    out = padded[32:-32].view(shape)
+    step.run(out, *(r.of(r.source) if isinstance(r, Ref) else r for r in step.args))
+    assert (padded[:32] == SENTINEL).all() and (padded[-32:] == SENTINEL).all()
+    assert tensors
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, groups", [((2, 5, 7, 30), 3), ((1, 2, 1, 8), 8), ((2, 40, 4, 20), 4), ((3, 4, 4, 10), 1)])
+def test_group_norm(shape, groups, dtype):
+    x, w, b = (
+        numbers(*shape, dtype=dtype, scale=3.0) + 10,
+        numbers(shape[-1], dtype=dtype, seed=1),
+        numbers(shape[-1], dtype=dtype, seed=2),
+    )
+    made = run(light.group_norm, shape, dtype, x, groups, w, b, 1e-5, "silu")
+    wide = F.silu(F.group_norm(x.double().movedim(-1, 1), groups, w.double(), b.double(), 1e-5)).movedim(1, -1)
+    close(made, wide, dtype)
+
+
+def test_group_norm_without_weights_far_from_zero():
+    x = numbers(1, 16, 16, 12) + 1000.0
+    made = run(light.group_norm, x.shape, torch.float32, x, 3, None, None, 1e-6)
+    expected = F.group_norm(x.double().movedim(-1, 1), 3, None, None, 1e-6).movedim(1, -1)
+    # The input's own rounding is what is left.
+    assert (made.double() - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 5, 320, 1025])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm(columns, bias, dtype):
+    x, w = numbers(7, columns, dtype=dtype), numbers(columns, dtype=dtype, seed=1)
+    b = numbers(columns, dtype=dtype, seed=2) if bias else None
+    made = run(light.layer_norm, x.shape, dtype, x, [columns], w, b, 1e-5)
+    close(made, F.layer_norm(x.double(), [columns], w.double(), None if b is None else b.double(), 1e-5), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm(dtype):
+    x, w = numbers(6, 33, dtype=dtype), numbers(33, dtype=dtype, seed=1)
+    made = run(light.rms_norm, x.shape, dtype, x, [33], w, 1e-6)
+    close(made, F.rms_norm(x.double(), [33], w.double(), 1e-6), dtype)
+
+
+@pytest.mark.parametrize("act", native_ops.ACTIVATIONS)
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_gated(act, gate_first):
+    x = numbers(5, 2 * 37, scale=2.0)
+    made = run(light.gated, (5, 37), torch.float32, x, act, gate_first)
+    close(made, native_ops.gated(x.double(), act, gate_first), torch.float32)
+
+
+@pytest.mark.parametrize("act", native_ops.ACTIVATIONS)
+@pytest.mark.parametrize("act_first", [True, False])
+def test_the_end_of_a_product(act, act_first):
+    x, bias, residual = numbers(9, 35), numbers(35, seed=1), numbers(9, 35, seed=2)
+    f = native_ops.ACTIVATIONS[act]
+    wide = x.double() + bias.double()
+    expected = f(wide) + residual.double() if act_first else f(wide + residual.double())
+    out = x.clone()
+    light.finish(out, out, bias, residual, act, act_first)
+    close(out, expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_chain_of_operands_that_broadcast(dtype):
+    a, b, c = (
+        numbers(2, 3, 5, 7, dtype=dtype).abs() + 1,
+        numbers(5, 1, dtype=dtype, seed=1),
+        numbers(3, 7, 5, dtype=dtype, seed=2),
+    )
+    c = c.transpose(1, 2)  # not dense
+    instructions = [
+        ("add", 0, 1, 0.0), ("mul", 3, 2, 0.0), ("act", 4, 4, "silu"), ("add_scalar", 5, 5, 0.5), ("max_scalar", 6, 6, 0.25),
+        ("div", 7, 0, 0.0), ("pow_scalar", 8, 8, 2.0),
+    ]  # fmt: skip
+    run = chains.runner((2, 3, 5, 7), [a.shape, b.shape, c.shape], [a.stride(), b.stride(), c.stride()], instructions)
+    made = torch.empty(2, 3, 5, 7, dtype=dtype)
+    run(made, a, b, c)
+    expected = native_ops.chain([a.double(), b.double(), c.double()], instructions, torch.float64)
+    bound = (torch.finfo(dtype).eps + 4e-6) * expected.abs()
+    assert ((made.double() - expected).abs() <= bound + 1e-30).all()
+
+
+@pytest.mark.parametrize("code, value", [("pow_scalar", 3.0), ("rsub_scalar", 1.5), ("rdiv_scalar", 2.0), ("min_scalar", 0.3)])
+def test_a_chain_with_a_number(code, value):
+    x = numbers(11) + 3
+    run = chains.runner((11,), [x.shape], [x.stride()], [(code, 0, 0, value)])
+    out = torch.empty(11)
+    run(out, x)
+    close(out, native_ops.chain([x.double()], [(code, 0, 0, value)], torch.float64), torch.float32)
