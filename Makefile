@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PROMPT ?= a large red circle left of a small blue star on a yellow background
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint conformance conformance-full conformance-ci conformance-report bench wheel clean
+.PHONY: demo test lint docs conformance conformance-full conformance-ci conformance-report bench wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m diffusers_oneflow.demo.compare "$(PROMPT)" --out out
@@ -20,6 +20,10 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The pages of docs/ as a site; a broken link or a page that is not in the menu is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 conformance: $(READY)
 	$(BIN)/python -m conformance
@@ -60,4 +64,4 @@ $(BIN)/python:
 	python=$$(PYTHON="$(PYTHON)" bash scripts/find_python.sh) && echo "Python: $$python" && "$$python" -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) build dist out site *.egg-info
