@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PROMPT ?= a large red circle left of a small blue star on a yellow background
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint docs conformance conformance-full conformance-ci conformance-report bench wheel clean
+.PHONY: demo test lint docs conformance conformance-full conformance-ci conformance-report bench sdist wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m diffusers_oneflow.demo.compare "$(PROMPT)" --out out
@@ -17,9 +17,14 @@ demo: $(READY)
 test: lint
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The native sources.
+NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/*,diffusers_oneflow/*/$(folder)/*.cpp diffusers_oneflow/*/$(folder)/*.h))
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 # The pages of docs/ as a site; a broken link or a page that is not in the menu is an error.
 docs: $(READY)
@@ -51,8 +56,16 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.soak --quick
 
+# What a release uploads, in dist.
+sdist: $(READY)
+	$(BIN)/python -m build --no-isolation --sdist -o dist .
+	$(BIN)/python -m twine check --strict dist/*.tar.gz
+
+# SOURCE may be a source archive.
+SOURCE ?= .
 wheel: $(READY)
-	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist $(SOURCE)
+	$(BIN)/python -m twine check --strict dist/*.whl
 
 # The native parts are rebuilt when their sources change; Python files need nothing.
 $(READY): requirements.lock pyproject.toml setup.py diffusers_oneflow_mock.pth $(wildcard diffusers_oneflow/*/csrc/* diffusers_oneflow/kernels/csrc/math/*) | $(BIN)/python
@@ -64,4 +77,4 @@ $(BIN)/python:
 	python=$$(PYTHON="$(PYTHON)" bash scripts/find_python.sh) && echo "Python: $$python" && "$$python" -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist out site *.egg-info
+	rm -rf $(VENV) build dist out site .mypy_cache *.egg-info

@@ -1,8 +1,23 @@
 """OneFlow as a backend of diffusers: ``pipe.to(backend="oneflow")``."""
 
+from __future__ import annotations
+
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import plugin, started  # noqa: F401 - not later
+
+if TYPE_CHECKING:
+    from .compiler import compile as compile
+    from .compiler import detach as detach
+    from .config import OneFlowConfig as OneFlowConfig
+    from .demo import demo_model as demo_model
+    from .errors import EngineUnavailable as EngineUnavailable
+    from .errors import FallbackWarning as FallbackWarning
+    from .errors import OneFlowError as OneFlowError
+    from .errors import Unsupported as Unsupported
+    from .explain import Explanation as Explanation
+    from .explain import explain as explain
 
 __version__ = "0.1.0"
 
@@ -26,7 +41,7 @@ __all__ = ["__version__", *_PUBLIC]
 plugin.autoload()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name.startswith("OneFlow") and name not in _PUBLIC:
         from .pipelines import named
 

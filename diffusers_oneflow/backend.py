@@ -1,6 +1,9 @@
 """Attaching models to OneFlow, in place, and detaching them again."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import torch
 
@@ -19,10 +22,10 @@ class Attachment:
     A pickled module carries None in its place: it comes back detached, without this package.
     """
 
-    def __init__(self, dispatcher: Dispatcher, previous):
+    def __init__(self, dispatcher: Dispatcher, previous: Any) -> None:
         self.dispatcher, self.previous = dispatcher, previous
 
-    def __deepcopy__(self, memo: dict):
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Attachment | None:
         original = self.dispatcher.module
         copy = memo.get(id(original))
         # Parts are found again by what they are parts of.
@@ -33,11 +36,11 @@ class Attachment:
         copy.__dict__["_compiled_call_impl"] = dispatcher
         return Attachment(dispatcher, None)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
 
-def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
+def attach(module: torch.nn.Module, path: str, config: OneFlowConfig) -> None:
     """Let calls of `module` run on OneFlow; an attached module only gets the new options.
 
     Args:
@@ -53,7 +56,7 @@ def attach(module: torch.nn.Module, path: str, config: OneFlowConfig):
     _place(module, Dispatcher(module, path, config, _split))
 
 
-def _place(module: torch.nn.Module, dispatcher: Dispatcher):
+def _place(module: torch.nn.Module, dispatcher: Dispatcher) -> None:
     previous = module.__dict__.get("_compiled_call_impl")
     module.__dict__[_ATTRIBUTE] = Attachment(dispatcher, previous)
     module.__dict__["_compiled_call_impl"] = dispatcher
@@ -83,12 +86,12 @@ def dispatcher_of(module: torch.nn.Module) -> Dispatcher | None:
 
 
 @functools.cache
-def _guard_compile():
+def _guard_compile() -> None:
     """Make ``module.compile()`` raise on an attached module: it would silently take OneFlow's place."""
     original = torch.nn.Module.compile
 
     @functools.wraps(original)
-    def compile(self, *args, **kwargs):
+    def compile(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         if dispatcher_of(self) is not None:
             raise RuntimeError(
                 f"{type(self).__name__} runs on OneFlow and cannot be compiled by torch as well: "
@@ -96,7 +99,8 @@ def _guard_compile():
             )
         return original(self, *args, **kwargs)
 
-    torch.nn.Module.compile = compile
+    patched: Any = torch.nn.Module
+    patched.compile = compile
 
 
 def targets(name: str, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -107,18 +111,18 @@ def targets(name: str, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     called themselves.
     """
     for names in (("encoder", "decoder"), ("down_blocks", "up_blocks")):
-        halves = {part: getattr(model, part, None) for part in names}
+        halves: dict[str, Any] = {part: getattr(model, part, None) for part in names}
         called = {f"{name}.{part}": m for part, m in halves.items() if _is_called(m)}
         if called and hasattr(model, "encode") and hasattr(model, "decode"):
             return called
     return {name: model}
 
 
-def _is_called(part) -> bool:
+def _is_called(part: object) -> bool:
     return isinstance(part, torch.nn.Module) and not isinstance(part, torch.nn.ModuleList)
 
 
-def models(pipe) -> dict[str, torch.nn.Module]:
+def models(pipe: Any) -> dict[str, torch.nn.Module]:
     """The modules of a pipeline (or a single module) that OneFlow runs, by path."""
     if isinstance(pipe, torch.nn.Module):
         return targets(type(pipe).__name__, pipe)
@@ -135,7 +139,7 @@ class OneFlowBackend:
     name = "oneflow"
 
     @staticmethod
-    def attach(pipe, config: OneFlowConfig | None = None):
+    def attach(pipe: Any, config: OneFlowConfig | None = None) -> None:
         """Let all models of `pipe` run as OneFlow graphs, compiled at their first calls.
 
         Raises:
@@ -148,18 +152,18 @@ class OneFlowBackend:
             attach(module, path, config or OneFlowConfig())
 
     @staticmethod
-    def detach(pipe):
+    def detach(pipe: Any) -> None:
         """Give all models of `pipe` back to torch."""
         for module in models(pipe).values():
             detach(module)
 
     @staticmethod
-    def is_attached(pipe) -> bool:
+    def is_attached(pipe: Any) -> bool:
         """True if any model of `pipe` runs on OneFlow."""
         return any(dispatcher_of(m) is not None for m in models(pipe).values())
 
     @staticmethod
-    def fallbacks(pipe) -> dict[str, str]:
+    def fallbacks(pipe: Any) -> dict[str, str]:
         """Path -> reasons, for the models of `pipe` of which a call ran in torch since they were attached."""
         found = {path: dispatcher_of(module) for path, module in models(pipe).items()}
         return {path: "; ".join(d.record.fallbacks) for path, d in found.items() if d is not None and d.record.fallbacks}

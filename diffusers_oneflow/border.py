@@ -8,6 +8,8 @@ back as the object that it was.
 Gradients do not cross: tensors arrive detached.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import copy
@@ -17,9 +19,11 @@ import inspect
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # it is there, and documented
 
 from . import engine
 
@@ -32,17 +36,17 @@ _UNSEEDED = 67280421310721
 
 
 @functools.cache
-def _to_torch() -> dict:
+def _to_torch() -> dict[Any, Any]:
     flow = engine.flow()
     return {getattr(flow, name): getattr(torch, name) for name in _DTYPES}
 
 
 @functools.cache
-def _to_flow() -> dict:
+def _to_flow() -> dict[Any, Any]:
     return {theirs: ours for ours, theirs in _to_torch().items()}
 
 
-def inward(value):
+def inward(value: Any) -> Any:
     """`value` with torch's objects in place of OneFlow's; itself if there are none.
 
     Raises:
@@ -62,7 +66,7 @@ def inward(value):
     return _rebuilt(value, inward)
 
 
-def outward(value):
+def outward(value: Any) -> Any:
     """`value` with OneFlow's tensors, dtypes and devices in place of torch's; itself if there are none.
 
     Raises:
@@ -77,7 +81,7 @@ def outward(value):
     return _rebuilt(value, outward)
 
 
-def _rebuilt(value, translate: Callable):
+def _rebuilt(value: Any, translate: Callable[..., Any]) -> Any:
     """A list, tuple, dict or model output of translated values; the same object if nothing changed."""
     if isinstance(value, list | tuple):
         made = [translate(v) for v in value]
@@ -85,37 +89,37 @@ def _rebuilt(value, translate: Callable):
             return value
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     if isinstance(value, dict | collections.UserDict):
-        made = {k: translate(v) for k, v in value.items()}
-        if all(v is value[k] for k, v in made.items()):
+        items = {k: translate(v) for k, v in value.items()}
+        if all(v is value[k] for k, v in items.items()):
             return value
         if dataclasses.is_dataclass(value):  # the outputs of models and pipelines, attributes and items at once
             output = copy.copy(value)
-            for key, item in made.items():
+            for key, item in items.items():
                 output[key] = item
             return output
         if isinstance(value, collections.UserDict):  # what tokenizers and image processors return
             same = copy.copy(value)
-            same.data = made
+            same.data = items
             return same
-        return type(value)(made)
+        return type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        made = {f.name: translate(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        changed = {k: v for k, v in made.items() if v is not getattr(value, k)}
+        fields = {f.name: translate(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        changed = {k: v for k, v in fields.items() if v is not getattr(value, k)}
         return dataclasses.replace(value, **changed) if changed else value
     return value
 
 
-def _tensor_inward(tensor) -> torch.Tensor:
+def _tensor_inward(tensor: Any) -> torch.Tensor:
     flow = engine.flow()
     if tensor.is_global:
         raise TypeError(f"a global OneFlow tensor of shape {tuple(tensor.shape)} cannot be given to torch: call .to_local()")
     tensor = tensor.detach()
     if tensor.dtype == flow.bool:
-        return torch.from_dlpack(flow.to_dlpack(tensor.to(flow.uint8))).bool()
-    return torch.from_dlpack(flow.to_dlpack(tensor))
+        return from_dlpack(flow.to_dlpack(tensor.to(flow.uint8))).bool()
+    return from_dlpack(flow.to_dlpack(tensor))
 
 
-def _tensor_outward(tensor: torch.Tensor):
+def _tensor_outward(tensor: torch.Tensor) -> Any:
     flow = engine.flow()
     if tensor.dtype not in _to_flow() or tensor.layout != torch.strided or tensor.is_quantized:
         raise TypeError(
@@ -125,16 +129,16 @@ def _tensor_outward(tensor: torch.Tensor):
     if tensor.numel() == 0:
         return flow.empty(*tensor.shape, dtype=_to_flow()[tensor.dtype])
     if tensor.dtype == torch.bool:
-        return flow.from_dlpack(torch.to_dlpack(tensor.to(torch.uint8))).to(flow.bool)
+        return flow.from_dlpack(to_dlpack(tensor.to(torch.uint8))).to(flow.bool)
     # OneFlow reads past the end of an expanded tensor.
-    return flow.from_dlpack(torch.to_dlpack(tensor if 0 not in tensor.stride() else tensor.contiguous()))
+    return flow.from_dlpack(to_dlpack(tensor if 0 not in tensor.stride() else tensor.contiguous()))
 
 
 # OneFlow generator -> its state when last seen, and the torch generator that draws in its place.
-_twins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_twins: weakref.WeakKeyDictionary[Any, tuple[bytes, torch.Generator]] = weakref.WeakKeyDictionary()
 
 
-def _twin(generator) -> torch.Generator:
+def _twin(generator: Any) -> torch.Generator:
     """The torch generator that goes on where a OneFlow generator stands.
 
     Fresh from its seed, it draws what torch draws from that seed. Seeding it again starts anew; numbers that
@@ -156,7 +160,7 @@ def _twin(generator) -> torch.Generator:
     return twin
 
 
-def _is_fresh(generator, state: bytes) -> bool:
+def _is_fresh(generator: Any, state: bytes) -> bool:
     flow = engine.flow()
     fresh = flow.Generator("auto" if generator.device.type == "auto" else str(generator.device))
     fresh.manual_seed(generator.initial_seed())
@@ -167,19 +171,19 @@ def _is_fresh(generator, state: bytes) -> bool:
     # The state of an "auto" generator grows by a device's part when it first draws there.
     flow.rand(1, generator=fresh)
     fresh.manual_seed(generator.initial_seed())
-    return fresh.get_state().numpy().tobytes() == state
+    return bool(fresh.get_state().numpy().tobytes() == state)
 
 
-def speaks_oneflow(names: dict) -> bool:
+def speaks_oneflow(names: dict[Any, Any]) -> bool:
     """True for the globals of a module in which `torch` is OneFlow: by ``import oneflow as torch``, or under mock torch."""
     spoken = names.get("torch")
     if spoken is not None and spoken is sys.modules.get("oneflow"):
         return True
     mock = sys.modules.get("diffusers_oneflow.mock")
-    return mock is not None and mock.is_script(names)
+    return mock is not None and bool(mock.is_script(names))
 
 
-def crossing(function: Callable) -> Callable:
+def crossing(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of a library that speaks torch, for callers of both kinds.
 
     The result is OneFlow's if any OneFlow tensor or generator came in, or the caller speaks OneFlow; else, for a
@@ -187,7 +191,7 @@ def crossing(function: Callable) -> Callable:
     """
 
     @functools.wraps(function)
-    def crossed(*args, **kwargs):
+    def crossed(*args: Any, **kwargs: Any) -> Any:
         given, named = inward(args), inward(kwargs)
         speaks = speaks_oneflow(sys._getframe(1).f_globals)
         if not speaks and given is args and named is kwargs:
@@ -199,11 +203,12 @@ def crossing(function: Callable) -> Callable:
             result = function(*given, **named)
         return outward(result) if back else result
 
-    crossed._crosses = True
+    marked: Any = crossed
+    marked._crosses = True
     return crossed
 
 
-def _has_flow(value) -> bool:
+def _has_flow(value: Any) -> bool:
     """Whether a OneFlow tensor or generator is among the arguments; a dtype or device alone asks for no OneFlow results."""
     flow = engine.flow()
     if isinstance(value, list | tuple):
@@ -213,18 +218,18 @@ def _has_flow(value) -> bool:
     return isinstance(value, flow.Tensor | flow._oneflow_internal.Generator)
 
 
-def _callback(function: Callable) -> Callable:
+def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the script, called back by a pipeline: what it gets is OneFlow's, what it returns becomes torch's."""
 
     @functools.wraps(function)
-    def called(*args, **kwargs):
+    def called(*args: Any, **kwargs: Any) -> Any:
         return inward(function(*outward(args), **outward(kwargs)))
 
     return called
 
 
 @contextlib.contextmanager
-def _modes():
+def _modes() -> Iterator[None]:
     """OneFlow's modes as torch's while a library runs; OneFlow's own autocast is off in it: graphs have their dtypes."""
     flow = engine.flow()
     with contextlib.ExitStack() as stack:
@@ -236,14 +241,14 @@ def _modes():
         yield
 
 
-def namespace(cls: type, inherited: bool) -> dict:
+def namespace(cls: type, inherited: bool) -> dict[Any, Any]:
     """The public methods of `cls` as crossings, and its `device` and `dtype` as the caller speaks of them.
 
     Args:
         inherited: with those of its bases, for a subclass; else only its own, to be set on itself.
     """
     names = dir(cls) if inherited else list(cls.__dict__)
-    made = {}
+    made: dict[str, Any] = {}
     for name in names:
         if name.startswith("_") and name != "__call__":
             continue
@@ -260,17 +265,17 @@ def namespace(cls: type, inherited: bool) -> dict:
 
 
 def _spoken(original: property) -> property:
-    def read(self):
-        value = original.fget(self)
+    def read(self: Any) -> Any:
+        value = cast(Any, original.fget)(self)
         return outward(value) if speaks_oneflow(sys._getframe(1).f_globals) else value
 
     return property(read, original.fset, original.fdel, original.__doc__)
 
 
 @functools.cache
-def install():
+def install() -> None:
     """Let OneFlow's autocast, seeds and generators act on torch as well. Called once, when a border is first needed."""
-    flow = engine.flow()
+    flow: Any = engine.flow()
     if (seed := flow.initial_seed()) != torch.default_generator.initial_seed() and seed != _UNSEEDED:
         torch.manual_seed(seed)  # the script has seeded OneFlow already
     _extend_autocast(flow.autocast)
@@ -284,19 +289,19 @@ def install():
         setattr(generator, name, _forgetting(getattr(generator, name)))
 
 
-def _of_any_device(original: Callable) -> Callable:
+def _of_any_device(original: Callable[..., Any]) -> Callable[..., Any]:
     """``Generator(pipe.device)`` as in torch: OneFlow's takes names of devices only."""
 
     @functools.wraps(original)
-    def create_generator(device=None):
+    def create_generator(device: object = None) -> Any:
         return original(None if device is None else str(device))
 
     return create_generator
 
 
-def _also(original: Callable, torchs: Callable) -> Callable:
+def _also(original: Callable[..., Any], torchs: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def both(seed):
+    def both(seed: int) -> Any:
         torchs(int(seed))
         result = original(seed)
         if result is not None:
@@ -306,21 +311,21 @@ def _also(original: Callable, torchs: Callable) -> Callable:
     return both
 
 
-def _forgetting(original: Callable) -> Callable:
+def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def seeded(self, *args, **kwargs):
+    def seeded(self: Any, *args: Any, **kwargs: Any) -> Any:
         _twins.pop(self, None)
         return original(self, *args, **kwargs)
 
     return seeded
 
 
-def _extend_autocast(cls: type):
+def _extend_autocast(cls: Any) -> None:
     """Let ``oneflow.autocast(...)`` enter ``torch.autocast`` with the same arguments; in place, since scripts hold the class."""
     start, enter, leave = cls.__init__, cls.__enter__, cls.__exit__
 
     @functools.wraps(start)
-    def __init__(self, device_type, dtype=None, enabled=True, cache_enabled=None):
+    def __init__(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None) -> None:
         self._torchs = torch.autocast(device_type, inward(dtype), enabled, cache_enabled)
         # OneFlow knows these two, warns that it has none for the CPU, and knows no dtypes of torch.
         self._ours = device_type in ("cpu", "cuda")
@@ -330,14 +335,14 @@ def _extend_autocast(cls: type):
                 start(self, device_type, outward(dtype), enabled, cache_enabled)
 
     @functools.wraps(enter)
-    def __enter__(self):
+    def __enter__(self: Any) -> Any:
         self._torchs.__enter__()
         if self._ours:
             enter(self)
         return self
 
     @functools.wraps(leave)
-    def __exit__(self, *error):
+    def __exit__(self: Any, *error: Any) -> Any:
         if self._ours:
             leave(self, *error)
         return self._torchs.__exit__(*error)

@@ -1,5 +1,9 @@
 """A module's weights as its graphs take them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from . import interop
@@ -8,16 +12,19 @@ from .config import OneFlowConfig
 from .errors import Unsupported
 from .structure import Structure
 
+if TYPE_CHECKING:
+    from .kernels.weights import WeightStore
+
 
 class BoundWeights:
     """OneFlow tensors on the memory of a module's weights, one per weight for all its graphs, and the pack's copies."""
 
-    def __init__(self, config: OneFlowConfig):
+    def __init__(self, config: OneFlowConfig) -> None:
         self._mode = config.weights
-        self._bound: dict[str, tuple] = {}
-        self.store = None
+        self._bound: dict[str, tuple[Any, ...]] = {}
+        self.store: WeightStore | None = None
 
-    def prepare(self, native: bool):
+    def prepare(self, native: bool) -> WeightStore | None:
         """The store of weights for the pack's kernels, or None without the pack."""
         if native and self.store is None:
             from .kernels.weights import WeightStore
@@ -25,7 +32,7 @@ class BoundWeights:
             self.store = WeightStore(self._mode)
         return self.store if native else None
 
-    def bind(self, structure: Structure, store, program: Program) -> dict[str, interop.Weight]:
+    def bind(self, structure: Structure, store: WeightStore | None, program: Program) -> dict[str, interop.Weight]:
         """Placeholder -> weight.
 
         Raises:
@@ -40,13 +47,13 @@ class BoundWeights:
             bound[name] = interop.Weight(constant, _weight(name, constant), store)
         return bound
 
-    def drop(self):
+    def drop(self) -> None:
         """Forget them. Graphs of another structure may still read from the store: it goes with the last of them."""
         self._bound.clear()
         self.store = None
 
 
-def _weight(name: str, tensor: torch.Tensor) -> tuple:
+def _weight(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
     if reason := interop.refusal(tensor.detach() if type(tensor) is torch.nn.Parameter else tensor):
         raise Unsupported(f"the weight {name}", reason)
     try:

@@ -1,20 +1,27 @@
 """How much memory all compiled graphs together may take, and which of them go when it is too much."""
 
+from __future__ import annotations
+
 import itertools
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 from . import engine
+
+if TYPE_CHECKING:
+    from .dispatch import Dispatcher
+    from .entries import Entry
 
 # What OneFlow itself and the descriptions of ops take, measured with Stable Diffusion's UNet (benchmarks/sizes.py).
 BYTES_PER_OP = 120 << 10
 
 _clock = itertools.count(1)
 _lock = threading.Lock()
-_owners: weakref.WeakSet = weakref.WeakSet()
+_owners: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 
 
-def join(owner):
+def join(owner: Dispatcher) -> None:
     """Count the graphs of a dispatcher from now on; it is held weakly.
 
     Args:
@@ -31,10 +38,11 @@ def tick() -> int:
 
 def used() -> int:
     """Bytes of all graphs: the arena of their activations, which they share, and what is each one's own."""
-    return engine.native().arena_bytes() + sum(entry.bytes for _, entry in _entries())
+    arena: int = engine.native().arena_bytes()
+    return arena + sum(entry.bytes for _, entry in _entries())
 
 
-def keep_within(most: int, newest) -> int:
+def keep_within(most: int, newest: Entry | str) -> int:
     """Drop the least recently used graphs of all models, never `newest`, until the rest is within `most` bytes.
 
     Returns how many were dropped. Those of a model that is compiling in another thread just then are passed over.
@@ -48,7 +56,7 @@ def keep_within(most: int, newest) -> int:
     return dropped
 
 
-def _entries() -> list[tuple]:
+def _entries() -> list[tuple[Dispatcher, Entry]]:
     with _lock:
         owners = list(_owners)
     return [(owner, entry) for owner in owners for entry in owner.entries]

@@ -1,9 +1,13 @@
 """What Python code names: the globals that it may read and the modules that it imports."""
 
+from __future__ import annotations
+
 import dis
 import functools
 import sys
 import types
+from collections.abc import Iterator
+from typing import Any
 
 
 @functools.lru_cache(maxsize=8192)
@@ -16,7 +20,8 @@ def names_in(code: types.CodeType) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8192)
 def looked_up(code: types.CodeType) -> tuple[list[str], list[str]]:
     """The globals, or builtins, that code and code within it reads; and what it imports, by the names that the code has."""
-    read, imported = {}, {}
+    read: dict[str, None] = {}
+    imported: dict[str, None] = {}
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             read[step.argval] = None
@@ -29,7 +34,7 @@ def looked_up(code: types.CodeType) -> tuple[list[str], list[str]]:
     return list(read), list(imported)
 
 
-def constants(code: types.CodeType):
+def constants(code: types.CodeType) -> Iterator[object]:
     """The constants of code and of code within it."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -38,7 +43,7 @@ def constants(code: types.CodeType):
             yield constant
 
 
-def imported_as(name: str, space: dict) -> list[types.ModuleType]:
+def imported_as(name: str, space: dict[Any, Any]) -> list[types.ModuleType]:
     """The loaded modules that ``import name`` or ``from .name import ...`` inside a function may mean."""
     package, places = space.get("__package__") or "", [name, name.partition(".")[0]]
     while package:

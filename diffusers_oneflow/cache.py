@@ -5,6 +5,8 @@ truncated, foreign or damaged is ignored with a warning. Files are written besid
 number of processes may read and write, and one that is killed leaves nothing but a file that the next ones remove.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -17,6 +19,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import CacheWarning
 
@@ -40,7 +43,7 @@ class Usage:
     bytes: int
 
 
-def directory(option: str | os.PathLike | bool | None = True) -> Path | None:
+def directory(option: str | os.PathLike[str] | bool | None = True) -> Path | None:
     """The folder that a value of `OneFlowConfig.cache` stands for; None for no cache.
 
     A path is itself. True is what the environment variable ``DIFFUSERS_ONEFLOW_CACHE`` names ("0" or "off": no cache), or
@@ -68,7 +71,7 @@ class Cache:
         most_bytes: of all files together.
     """
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES):
+    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
         self.folder, self.most_bytes = Path(folder), most_bytes
 
     def load(self, key: str) -> bytes | None:
@@ -89,14 +92,14 @@ class Cache:
             os.utime(path)  # the least recently used go first
         return content
 
-    def reject(self, key: str, reason: str):
+    def reject(self, key: str, reason: str) -> None:
         """Remove a file that is not what it should be, with a warning."""
         path = self.folder / f"{key}{_ENDING}"
         _warn(f"the stored program {path} is ignored and removed: {reason}")
         with contextlib.suppress(OSError):
             path.unlink()
 
-    def store(self, key: str, content: bytes):
+    def store(self, key: str, content: bytes) -> None:
         """Store `content` under `key`; where that is not possible there is a warning, no error."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,7 @@ class Cache:
                         found.append((status.st_mtime, status.st_size, entry.path))
         return sorted(found)
 
-    def _tidy(self):
+    def _tidy(self) -> None:
         files = self._files()
         total = sum(size for _, size, _ in files)
         for used, size, path in files:
@@ -149,7 +152,7 @@ class Cache:
                 total -= size
 
 
-def key_of(*parts) -> str:
+def key_of(*parts: object) -> str:
     """The digest of what a program depends on, versions of packages and this package's own code included.
 
     Args:
@@ -172,7 +175,7 @@ def _versions() -> str:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found = importlib.metadata.version(name)
         versions.append(f"{name} {found}")
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if hasattr(torch, "version"):
         versions += [f"{part} {getattr(torch.version, part, None)}" for part in ("git_version", "cuda", "debug")]
     return "\n".join([*versions, _own_code()])
@@ -206,5 +209,5 @@ def _open(key: str, data: bytes) -> tuple[str, bytes]:
     return "", data[head:]
 
 
-def _warn(message: str):
+def _warn(message: str) -> None:
     warnings.warn(message, CacheWarning, stacklevel=3)

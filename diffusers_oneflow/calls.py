@@ -1,7 +1,9 @@
 """A call of a module, and what of it a graph gets and a key holds."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,19 +42,19 @@ class Call:
             tensors += [torch.tensor(n, dtype=self.dtype) for n in self.strengths.values(self.factor)]
         return tensors
 
-    def key(self, opened: Open) -> tuple:
+    def key(self, opened: Open) -> tuple[Any, ...]:
         """The numbers that are no inputs."""
         return opened, *self._baked(opened), self.strengths.number
 
-    def fixed(self, opened: Open) -> tuple:
+    def fixed(self, opened: Open) -> tuple[Any, ...]:
         """The same for other processes: what of the call is part of a program, its arguments' description aside."""
         return tuple(opened), *self._baked(opened), self.strengths.layout, self.dtype
 
-    def _baked(self, opened: Open) -> tuple:
+    def _baked(self, opened: Open) -> tuple[Any, ...]:
         numbers = None if opened.numbers else tuple(map(_number_key, self.flat.numbers))
         values = None if opened.strengths else tuple(map(_number_key, self.strengths.values(self.factor)))
         return numbers, values
 
 
-def _number_key(number) -> tuple:
+def _number_key(number: float) -> tuple[Any, ...]:
     return type(number), number.hex() if type(number) is float else number

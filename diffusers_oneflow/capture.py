@@ -1,13 +1,16 @@
 """From a call of a torch module to a graph of ATen ops."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import copy
 import linecache
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
@@ -15,6 +18,9 @@ from torch.fx.experimental import proxy_tensor
 
 from .contents import CONTAINERS, DEPTH, OPAQUE, OWN, TABLES, contents, snapshot
 from .errors import Unsupported
+
+if TYPE_CHECKING:
+    from . import signature
 
 # Tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself. And what this package keeps there.
 _NOT_HELD = frozenset((*TABLES, *OWN))
@@ -42,19 +48,21 @@ class Program:
     weights: dict[str, str]
     constants: dict[str, torch.Tensor]
     outputs: list[torch.fx.Node]
-    result: object
+    result: Any
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 class FlatCall(torch.nn.Module):
     """The module as a function from tensors to a tuple of tensors: what torch.export can take for any signature."""
 
-    def __init__(self, module: torch.nn.Module, rebuild: Callable, adapted: Callable, finish: Callable):
+    def __init__(
+        self, module: torch.nn.Module, rebuild: Callable[..., Any], adapted: Callable[..., Any], finish: Callable[..., Any]
+    ) -> None:
         super().__init__()
         self.module = module
         self.rebuild, self.adapted, self.finish = rebuild, adapted, finish
 
-    def forward(self, *tensors):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
         before = [(container, _items(container)) for container in _containers((args, kwargs))]
         # Not module(...): that would come back to the dispatcher.
@@ -63,23 +71,29 @@ class FlatCall(torch.nn.Module):
         # What is only taken out (a ControlNet's results, popped one by one) is no result that the caller waits for.
         if any(not any(item is old for old in items) for container, items in before for item in _items(container)):
             raise Unsupported("a stateful module", "forward puts something into a list or dict that it is given")
-        return self.finish(result, tensors)
+        finished: tuple[torch.Tensor, ...] = self.finish(result, tensors)
+        return finished
 
 
-def as_it_is(module, tensors):
+def as_it_is(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
     """Of `capture`'s `adapted`: tensors of the call change nothing in the module."""
     return contextlib.nullcontext()
 
 
 def observed(
-    module: torch.nn.Module, rebuild: Callable, flatten: Callable, adapted: Callable, depends: Callable | None = None
-) -> tuple[FlatCall, list, list[str]]:
+    module: torch.nn.Module,
+    rebuild: Callable[..., Any],
+    flatten: Callable[..., Any],
+    adapted: Callable[..., Any],
+    depends: Callable[..., Any] | None = None,
+) -> tuple[FlatCall, list[Any], list[str]]:
     """``(call, results, changed)``: when `call` is traced, what forward returned, flattened, and the attributes that its code
     has changed (`watch`) are added to the latter two."""
-    results, changed = [], []
+    results: list[Any] = []
+    changed: list[str] = []
     changes = watch(module, depends or _depends)
 
-    def finish(result, given):
+    def finish(result: Any, given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         # Here, since torch.export puts back some attributes itself before it returns.
         changed.extend(changes(given))
         results.append(flatten(result))
@@ -90,11 +104,11 @@ def observed(
     return call, results, changed
 
 
-def _items(container) -> list:
+def _items(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
 
 
-def _containers(value):
+def _containers(value: Any) -> Iterator[Any]:
     """The lists and dicts in a call's arguments."""
     if isinstance(value, (list, dict)):
         yield value
@@ -106,10 +120,10 @@ def _containers(value):
 def capture(
     module: torch.nn.Module,
     tensors: list[torch.Tensor],
-    rebuild: Callable,
-    flatten: Callable,
+    rebuild: Callable[..., Any],
+    flatten: Callable[..., Any],
     is_lowered: Callable[[str], bool],
-    adapted: Callable = as_it_is,
+    adapted: Callable[..., Any] = as_it_is,
 ) -> Program:
     """Trace ``module.forward`` on `tensors` with torch.export.
 
@@ -143,7 +157,15 @@ def capture(
     return _program(exported, results[0])
 
 
-def _batch_norm(input, weight, bias, mean, variance, momentum, eps):
+def _batch_norm(
+    input: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalised by the running statistics; and two empty tensors, as the op gives."""
     shape = [1, -1] + [1] * (input.ndim - 2)
     scale = torch.rsqrt(variance + eps)
@@ -153,7 +175,7 @@ def _batch_norm(input, weight, bias, mean, variance, momentum, eps):
     return out.to(input.dtype), mean.new_empty(0), mean.new_empty(0)
 
 
-def _ops(graph: torch.fx.Graph):
+def _ops(graph: torch.fx.Graph) -> Iterator[str]:
     return (op_name(n) for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n))
 
 
@@ -162,7 +184,7 @@ def _mutates(graph: torch.fx.Graph) -> bool:
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in nodes)
 
 
-def _spell_out_diagonals(graph: torch.fx.Graph):
+def _spell_out_diagonals(graph: torch.fx.Graph) -> None:
     """Write ``x.fill_diagonal_(v)`` of a matrix as a fill under a mask: torch cannot take its own as a function of tensors."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
@@ -203,7 +225,7 @@ def where(node: torch.fx.Node) -> str:
     return ", ".join(part for part in (path, source) if part)
 
 
-def _program(exported: torch.export.ExportedProgram, result) -> Program:
+def _program(exported: torch.export.ExportedProgram, result: signature.Flat) -> Program:
     inputs, weights, constants = [], {}, {}
     for spec in exported.graph_signature.input_specs:
         name = spec.arg.name
@@ -230,17 +252,19 @@ def _program(exported: torch.export.ExportedProgram, result) -> Program:
 
 
 @contextlib.contextmanager
-def _alone():
+def _alone() -> Iterator[None]:
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
-    tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
+    tracer: Any = torch.fx.experimental.proxy_tensor._ModuleStackTracer
     with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
-        def guarded_call(self, m, forward, args, kwargs):
+        def guarded_call(
+            self: Any, m: torch.nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             mine = threading.get_ident() == owner
             return call_module(self, m, forward, args, kwargs) if mine else forward(*args, **kwargs)
 
-        def guarded_getattr(self, attr, attr_val, cache):
+        def guarded_getattr(self: Any, attr: str, attr_val: object, cache: dict[str, Any]) -> object:
             return getattr_(self, attr, attr_val, cache) if threading.get_ident() == owner else attr_val
 
         tracer.call_module, tracer.getattr = guarded_call, guarded_getattr
@@ -251,7 +275,7 @@ def _alone():
 
 
 @contextlib.contextmanager
-def _forgetful():
+def _forgetful() -> Iterator[None]:
     """Drop what torch keeps of every export for good: the shapes that ops were traced for, and the code of graphs."""
     sources = torch.fx.graph_module._loader.eval_cache
     before = set(sources)
@@ -266,7 +290,7 @@ def _forgetful():
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:
     """A deep copy of a module, not attached to OneFlow, whose tensors are the module's own."""
-    memo: dict = {id(value): value for value in _held(module).values() if isinstance(value, torch.Tensor)}
+    memo: dict[Any, Any] = {id(value): value for value in _held(module).values() if isinstance(value, torch.Tensor)}
     for sub in module.modules():
         memo.update((id(value), value) for value in (*sub._parameters.values(), *sub._buffers.values()))
         memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
@@ -275,12 +299,12 @@ def twin(module: torch.nn.Module) -> torch.nn.Module:
 
 def _depends(tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
     """Whether the code that is being traced computed `tensor` from tensors that are `given` to it, or whose id is in `held`."""
-    mode = proxy_tensor.get_proxy_mode()
+    mode: Any = proxy_tensor.get_proxy_mode()
     nodes = [_node(t, mode.tracer) for t in (tensor, *given)] if mode is not None else [None]
     stack, seen = [nodes[0]] if nodes[0] is not None else [], set()
     while stack:
         node = stack.pop()
-        if node in nodes[1:] or (node.op == "get_attr" and id(getattr(mode.tracer.root, node.target)) in held):
+        if node in nodes[1:] or (node.op == "get_attr" and id(getattr(mode.tracer.root, str(node.target))) in held):
             return True
         if node not in seen:
             seen.add(node)
@@ -288,12 +312,12 @@ def _depends(tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]
     return False
 
 
-def _node(tensor: torch.Tensor, tracer) -> torch.fx.Node | None:
+def _node(tensor: torch.Tensor, tracer: Any) -> torch.fx.Node | None:
     slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
     return slot.proxy.node if slot is not None else None
 
 
-def install_output_hooks(module: torch.nn.Module):
+def install_output_hooks(module: torch.nn.Module) -> None:
     """What models of transformers do in the first call that asks for hidden states, which would look like a state.
 
     A model with a model inside that has its hooks already is left alone: transformers would install them there twice.
@@ -309,7 +333,7 @@ def install_output_hooks(module: torch.nn.Module):
             maybe_install_capturing_hooks(sub)
 
 
-def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
+def watch(module: torch.nn.Module, depends: Callable[..., Any] = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
     """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
 
     A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
@@ -335,9 +359,10 @@ def watch(module: torch.nn.Module, depends: Callable = _depends) -> Callable[[Se
     return changes
 
 
-def _held(module: torch.nn.Module) -> dict[tuple, object]:
+def _held(module: torch.nn.Module) -> dict[tuple[Any, ...], object]:
     """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
-    held, seen = {}, collections.Counter()
+    held: dict[tuple[Any, ...], object] = {}
+    seen: collections.Counter[int] = collections.Counter()
     for name, sub in module.named_modules():
         attributes = {k: v for k, v in sub.__dict__.items() if k not in _NOT_HELD}
         for key, value in (*attributes.items(), *sub._modules.items()):
@@ -345,7 +370,9 @@ def _held(module: torch.nn.Module) -> dict[tuple, object]:
     return held
 
 
-def _values(place: tuple, value, seen: collections.Counter, depth: int):
+def _values(
+    place: tuple[Any, ...], value: Any, seen: collections.Counter[int], depth: int
+) -> Iterator[tuple[tuple[Any, ...], object]]:
     """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
     place, and of plain objects (attention processors) both themselves and, the first time, what they hold."""
     container = isinstance(value, CONTAINERS)
@@ -366,7 +393,7 @@ def _values(place: tuple, value, seen: collections.Counter, depth: int):
         yield from _values((*place, key), held, seen, depth - 1)
 
 
-def _same(a, b) -> bool:
+def _same(a: Any, b: Any) -> bool:
     """Plain values by content, floats to the bit; all else by identity."""
     if type(a) is type(b) and isinstance(a, (int, float, str, bytes, set, frozenset)):
         return repr(a) == repr(b) if isinstance(a, float) else a == b

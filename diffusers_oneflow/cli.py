@@ -5,9 +5,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+
+from .cache import Cache
 
 app = typer.Typer(help="Run diffusers pipelines on OneFlow.", no_args_is_help=True, add_completion=False)
 
@@ -18,7 +20,7 @@ Size = Annotated[str | None, typer.Option(help="Width and height in pixels, as 5
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def _version(show: bool):
+def _version(show: bool) -> None:
     if show:
         from . import __version__
 
@@ -27,7 +29,9 @@ def _version(show: bool):
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False):
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
     pass
 
 
@@ -41,7 +45,7 @@ def generate(
     size: Size = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
     out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("image.png"),
-):
+) -> None:
     """Draw one image from a prompt and write it to a file."""
     arguments = _size(size)
     _writable(out)
@@ -57,7 +61,7 @@ def generate(
 
 
 @app.command()
-def doctor(as_json: AsJson = False):
+def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, and which devices OneFlow can use and why not others; exit code 1 if it cannot run."""
     from rich.console import Console
     from rich.table import Table
@@ -83,7 +87,7 @@ def explain(
     steps: Steps = 2,
     size: Size = None,
     as_json: AsJson = False,
-):
+) -> None:
     """Draw once on OneFlow and show its graphs, what was fused, and what ran in torch; exit code 1 if anything did."""
     from dataclasses import asdict
 
@@ -107,14 +111,14 @@ def parity(
     seed: Seed = 0,
     size: Size = None,
     as_json: AsJson = False,
-):
+) -> None:
     """Compare OneFlow with torch, per component and for the whole image; exit code 1 if they are too far apart."""
     from . import parity as numbers
     from .errors import OneFlowError
 
     arguments = _size(size)
 
-    def draw(pipe):
+    def draw(pipe: Any) -> Any:
         return (_draw(pipe, prompt, steps, seed, output_type="np", **arguments).images * 255).round().astype("uint8")
 
     try:
@@ -131,7 +135,7 @@ def parity(
 
 # What follows the script's name is the script's, options too.
 @app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True})
-def run(context: typer.Context, script: Annotated[Path, typer.Argument(help="A Python script; its arguments follow.")]):
+def run(context: typer.Context, script: Annotated[Path, typer.Argument(help="A Python script; its arguments follow.")]) -> None:
     """Run a script whose `import torch` gives OneFlow, while diffusers, transformers and accelerate keep torch."""
     import runpy
 
@@ -153,7 +157,7 @@ def run(context: typer.Context, script: Annotated[Path, typer.Argument(help="A P
         raise typer.Exit(1) from None
 
 
-def _show(error: Exception, script: Path):
+def _show(error: Exception, script: Path) -> None:
     """Print a traceback as Python does, from the script on."""
     import traceback
 
@@ -169,7 +173,7 @@ app.add_typer(store, name="cache")
 Folder = Annotated[Path | None, typer.Option(help="The folder; by default the one that DIFFUSERS_ONEFLOW_CACHE names.")]
 
 
-def _cache(folder: Path | None):
+def _cache(folder: Path | None) -> Cache:
     from .cache import VARIABLE, Cache, directory
 
     place = directory(True if folder is None else folder)
@@ -179,7 +183,7 @@ def _cache(folder: Path | None):
 
 
 @store.command()
-def info(folder: Folder = None, as_json: AsJson = False):
+def info(folder: Folder = None, as_json: AsJson = False) -> None:
     """Say where the cache is and how much it holds."""
     from rich.console import Console
     from rich.table import Table
@@ -191,20 +195,20 @@ def info(folder: Folder = None, as_json: AsJson = False):
         typer.echo(json.dumps(found, indent=2))
         return
     table = Table(show_header=False)
-    table.add_row("folder", found["folder"])
+    table.add_row("folder", str(cache.folder))
     table.add_row("programs", f"{usage.programs}, {usage.bytes / 2**20:.1f} MB of at most {cache.most_bytes / 2**20:.0f} MB")
     Console().print(table)
 
 
 @store.command()
-def clear(folder: Folder = None):
+def clear(folder: Folder = None) -> None:
     """Remove all programs."""
     cache = _cache(folder)
     removed = cache.clear()
     typer.echo(f"{cache.folder}: {removed.programs} programs of {removed.bytes / 2**20:.1f} MB removed")
 
 
-def _stop(message: str):
+def _stop(message: str) -> NoReturn:
     typer.echo(f"diffusers-oneflow: {message}", err=True)
     raise typer.Exit(2)
 
@@ -218,7 +222,7 @@ def _size(text: str | None) -> dict[str, int]:
     return {"width": int(width), "height": int(height or width)}
 
 
-def _writable(out: Path):
+def _writable(out: Path) -> None:
     """Find out before minutes of drawing whether an image can be written there; makes its folder."""
     from PIL import Image
 
@@ -234,7 +238,7 @@ def _writable(out: Path):
         _stop(f"--out {out} cannot be written: no permission")
 
 
-def _load(model: str | None):
+def _load(model: str | None) -> Any:
     """The pipeline of a folder or repository in float32 on the CPU, where OneFlow runs."""
     # transformers speaks of packages it does not find while it is imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -255,7 +259,7 @@ def _load(model: str | None):
         _stop(f"{model or 'the demo model'} could not be loaded: {said[0]}")
 
 
-def _attached(pipe, backend: str):
+def _attached(pipe: Any, backend: str) -> Any:
     from . import plugin
     from .errors import OneFlowError
 
@@ -266,7 +270,7 @@ def _attached(pipe, backend: str):
         _stop(str(error))
 
 
-def _draw(pipe, prompt: str, steps: int, seed: int, **arguments):
+def _draw(pipe: Any, prompt: str, steps: int, seed: int, **arguments: Any) -> Any:
     """Run a text-to-image pipeline, seeded."""
     import torch
 

@@ -1,5 +1,10 @@
 """OneFlow for single modules: `compile`, and the backend of ``torch.compile``."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
 import torch
 
 from . import engine
@@ -33,7 +38,7 @@ def detach(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _require_engine():
+def _require_engine() -> None:
     if reason := engine.refusal():
         raise EngineUnavailable(reason)
     engine.load()
@@ -46,7 +51,7 @@ class _Traced(torch.nn.Module):
     graph they would be copied in every call.
     """
 
-    def __init__(self, graph_module: torch.fx.GraphModule, example_inputs: list):
+    def __init__(self, graph_module: torch.fx.GraphModule, example_inputs: list[Any]) -> None:
         super().__init__()
         # torch.compile hands over a module that writes its code when first called, which is a change of state.
         self.graph_module = torch.fx.GraphModule(graph_module, graph_module.graph)
@@ -54,20 +59,22 @@ class _Traced(torch.nn.Module):
         for i in self._places:
             self.register_parameter(f"input_{i}", example_inputs[i])
 
-    def run(self, *inputs):
+    def run(self, *inputs: torch.Tensor) -> Any:
         for i in self._places:
             if self._parameters[f"input_{i}"] is not inputs[i]:
-                self._parameters[f"input_{i}"] = inputs[i]
+                self._parameters[f"input_{i}"] = cast(torch.nn.Parameter, inputs[i])
         return self(*(v for i, v in enumerate(inputs) if i not in self._places))
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: torch.Tensor) -> Any:
         given = iter(inputs)
         count = len(self._places) + len(inputs)
         merged = [self._parameters[f"input_{i}"] if i in self._places else next(given) for i in range(count)]
         return self.graph_module(*merged)
 
 
-def torch_compile_backend(graph_module: torch.fx.GraphModule, example_inputs: list, *, options: dict | None = None):
+def torch_compile_backend(
+    graph_module: torch.fx.GraphModule, example_inputs: list[Any], *, options: dict[Any, Any] | None = None
+) -> Callable[..., Any]:
     """The backend of ``torch.compile(module, backend="oneflow")``.
 
     Args:

@@ -1,5 +1,7 @@
 """Options of the backend."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 
@@ -46,10 +48,10 @@ class OneFlowConfig:
     kernels: str = "native"
     weights: str = "auto"
     hoist: bool | None = None
-    cache: str | os.PathLike | bool | None = True
+    cache: str | os.PathLike[str] | bool | None = True
     cuda: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.fallback not in ("torch", "error"):
             raise ValueError(f'fallback is {self.fallback!r}; it must be "torch" or "error"')
         if self.progress not in (None, True, False):

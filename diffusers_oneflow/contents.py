@@ -1,5 +1,7 @@
 """What objects hold: the items of containers, the attributes of plain objects, and what else can be written to in place."""
 
+from __future__ import annotations
+
 import array
 import collections
 import dataclasses
@@ -10,7 +12,8 @@ import sys
 import types
 import typing
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, cast
 
 import torch
 
@@ -32,7 +35,7 @@ _LARGEST = 64 << 10  # bytes that are compared in each call
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: of a class whose attributes can be set
 
 
-def contents(value) -> list[tuple[object, object]]:
+def contents(value: Any) -> list[tuple[object, object]]:
     """``(key, item)`` of what an object holds: keys, places or attributes, the latter with a dot before their names."""
     if isinstance(value, OPAQUE):
         return []
@@ -42,7 +45,7 @@ def contents(value) -> list[tuple[object, object]]:
     elif isinstance(value, functools.partial):
         found = [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
     elif isinstance(value, CONTAINERS):
-        found = list(enumerate(value))
+        found = list(enumerate(cast(Iterable[object], value)))
     elif isinstance(value, _SETS):
         found = list(enumerate(sorted(value, key=repr)))
     elif isinstance(value, types.MethodType):
@@ -64,7 +67,7 @@ def is_mutable_class(cls: type) -> bool:
     return bool(cls.__flags__ & _HEAP)
 
 
-def snapshot(value) -> Callable[[], tuple] | None:
+def snapshot(value: Any) -> Callable[[], Hashable] | None:
     """A function that reads what can be written in `value` without a trace in a dictionary or a list; None if nothing can.
 
     What it returns names objects by their ids.
@@ -86,14 +89,14 @@ def snapshot(value) -> Callable[[], tuple] | None:
         if value.nbytes > _LARGEST or value.dtype.hasobject:
             raise ValueError("a large numpy array" if value.nbytes > _LARGEST else "a numpy array of objects")
         return lambda: (value.shape, value.strides, value.dtype, value.tobytes())
-    if not isinstance(value, OPAQUE) and _slots(type(value)):
+    if not isinstance(value, OPAQUE) and _slots(cast(Hashable, type(value))):
         return lambda: tuple([(name, id(held)) for name, held in _in_slots(value)])
     return None
 
 
-def _in_slots(value) -> list[tuple[str, object]]:
+def _in_slots(value: Any) -> list[tuple[str, object]]:
     found = []
-    for slot in _slots(type(value)):
+    for slot in _slots(cast(Hashable, type(value))):
         try:
             found.append((slot.__name__, slot.__get__(value)))
         except AttributeError:  # nothing in it yet

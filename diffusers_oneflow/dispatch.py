@@ -1,5 +1,7 @@
 """What a call of an attached module goes through: find its graph, or capture one, and run it."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import sys
@@ -7,7 +9,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -25,6 +28,12 @@ from .programs import Programs
 from .retrace import retrace
 from .structure import Interned, Structure
 
+if TYPE_CHECKING:
+    from .parts import Parts
+    from .replay.layout import FilterLayout
+
+# Called with the stage's name and the fraction done.
+Stage = Callable[[str, float], None]
 _tracing = threading.local()
 # How many items of a graph's key are `Call.key`.
 _OF_CALL = 4
@@ -47,19 +56,25 @@ class Dispatcher:
     """
 
     def __init__(
-        self, module: torch.nn.Module, path: str, config: OneFlowConfig, split: Callable | None = None, part: bool = False
-    ):
+        self,
+        module: torch.nn.Module,
+        path: str,
+        config: OneFlowConfig,
+        split: Callable[..., Any] | None = None,
+        part: bool = False,
+    ) -> None:
         self.path, self.config, self.record = path, config, Record()
-        self.part, self.parts, self._split = part, None, split
+        self.part, self._split = part, split
+        self.parts: Parts | None = None
         self._module = weakref.ref(module)
         self._lock = threading.RLock()
         self._structure: Structure | None = None
-        self._layout = None
+        self._layout: FilterLayout | None = None
         self._interned = Interned()
-        self._graphs: OrderedDict[tuple, Entry | str] = OrderedDict()
-        self._most_open: dict[tuple, Open] = {}
+        self._graphs: OrderedDict[tuple[Any, ...], Entry | str] = OrderedDict()
+        self._most_open: dict[tuple[Any, ...], Open] = {}
         self._groups: dict[int, strengths.Groups] = {}
-        self._seen_numbers: dict[tuple, tuple] = {}
+        self._seen_numbers: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._weights = BoundWeights(config)
         self._programs = Programs(config.cache)
         budget.join(self)
@@ -91,8 +106,8 @@ class Dispatcher:
         store = self._weights.store
         return store.released_bytes if store is not None else 0
 
-    def __call__(self, *args, **kwargs):
-        module = self._module()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self._module()
         if getattr(_tracing, "on", False) or _is_traced():
             return module._call_impl(*args, **kwargs)
         reason, call, structure = self._judge(module, args, kwargs)
@@ -112,7 +127,7 @@ class Dispatcher:
                 self._open_up()
         return self._fall_back(module, reason, args, kwargs)
 
-    def close(self):
+    def close(self) -> None:
         """Drop all graphs and what they hold."""
         with self._lock:
             if self.parts is not None:
@@ -132,7 +147,7 @@ class Dispatcher:
             for known in (self._groups, self._most_open, self._seen_numbers):
                 known.clear()
 
-    def _judge(self, module, args, kwargs):
+    def _judge(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, Any, Any]:
         """``(reason to run in torch or None, flattened call, structure)``."""
         taken, factor = strengths.take_factor(module, kwargs)
         try:
@@ -157,7 +172,7 @@ class Dispatcher:
         dtype = torch.float64 if structure.wide else torch.float32
         return None, Call(flat, structure.sorted, factor, dtype), structure
 
-    def _structure_now(self, module) -> Structure:
+    def _structure_now(self, module: torch.nn.Module) -> Structure:
         with self._lock:
             known = self._structure
             if known is None or not known.unchanged():
@@ -166,15 +181,15 @@ class Dispatcher:
                 self._structure.sorted = groups.sort(self._structure.strengths)
                 if known is not None and known.weights_key != self._structure.weights_key:
                     self._drop_stale(known)
-            return self._structure
+            return cast(Structure, self._structure)
 
-    def _drop_stale(self, known: Structure):
+    def _drop_stale(self, known: Structure) -> None:
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
         for key in [k for k in self._graphs if k[0] == known.token]:
             self._drop(key)
         self._weights.drop()
 
-    def _entry(self, module, structure: Structure, call: Call) -> Entry | str:
+    def _entry(self, module: torch.nn.Module, structure: Structure, call: Call) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
         flat = call.flat
         base = (
@@ -232,19 +247,19 @@ class Dispatcher:
         entry.close()
         return True
 
-    def _trim(self):
+    def _trim(self) -> None:
         """Drop the least recently used beyond `max_graphs`; reasons why there is none take little, and are kept longer."""
         for key in [k for k, e in self._graphs.items() if isinstance(e, Entry)][: -self.config.max_graphs]:
             self._drop(key)
         while len(self._graphs) > 4 * self.config.max_graphs:
             self._drop(next(iter(self._graphs)))
 
-    def _drop(self, key: tuple):
+    def _drop(self, key: tuple[Any, ...]) -> None:
         entry = self._pop(key)
         if isinstance(entry, Entry):
             entry.close()
 
-    def _pop(self, key: tuple) -> Entry | str:
+    def _pop(self, key: tuple[Any, ...]) -> Entry | str:
         """Forget one graph, and with the last of its kind what was learned of such calls."""
         entry = self._graphs.pop(key)
         base = key[:-_OF_CALL]
@@ -255,14 +270,14 @@ class Dispatcher:
             self._groups.pop(base[0], None)
         return entry
 
-    def _open(self, base: tuple, call: Call) -> Open:
+    def _open(self, base: tuple[Any, ...], call: Call) -> Open:
         """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
         most, numbers = self._most_open.get(base, Open(True, True)), call.flat.numbers
         first = self._seen_numbers.setdefault(base, tuple(numbers)) if numbers else ()
         varies = any(type(a) is float or a != b for a, b in zip(numbers, first))
         return Open(varies and most.numbers, len(call.strengths) > 0 and most.strengths)
 
-    def _build(self, module, structure, call: Call, opened: Open) -> Entry | str:
+    def _build(self, module: torch.nn.Module, structure: Structure, call: Call, opened: Open) -> Entry | str:
         if self.part and self.record.built >= 2 * self.config.max_graphs:
             return f"{self.record.built} graphs were built for it, and its calls still differ"
         program = None
@@ -294,7 +309,14 @@ class Dispatcher:
         ops = passes.op_counts(program)
         return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def _compile(self, structure, program, tensors, native: bool, stage) -> tuple[CompiledGraph, list]:
+    def _compile(
+        self,
+        structure: Structure,
+        program: Program,
+        tensors: list[torch.Tensor],
+        native: bool,
+        stage: Callable[[str, float], None],
+    ) -> tuple[CompiledGraph, list[hoisting.Hoisted]]:
         store = self._weights.prepare(native)
         wanted = native and self.config.hoist is not False
         prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
@@ -303,7 +325,14 @@ class Dispatcher:
         hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
         return CompiledGraph(program, bind(program), tensors, stage, store), hoisted
 
-    def _compile_elsewhere(self, structure, program, tensors, native: bool, stage) -> tuple:
+    def _compile_elsewhere(
+        self,
+        structure: Structure,
+        program: Program,
+        tensors: list[torch.Tensor],
+        native: bool,
+        stage: Callable[[str, float], None],
+    ) -> tuple[Any, list[hoisting.Hoisted]]:
         """On another device OneFlow plans the graph, and the device replays it (`replay`)."""
         from .replay import devices
         from .replay.graph import ReplayGraph
@@ -312,17 +341,17 @@ class Dispatcher:
         weights = {name: structure.weights[q].detach() for name, q in program.weights.items()} | constants
         return ReplayGraph(program, weights, tensors, devices.device_for(structure.device), stage), []
 
-    def _capture(self, module, call, opened, known: list[Program]) -> Program:
+    def _capture(self, module: torch.nn.Module, call: Call, opened: Open, known: list[Program]) -> Program:
         from . import lowering
 
         flat, tensors = call.flat, call.tensors(opened)
         count = len(flat.tensors)
         end = count + (len(flat.numbers) if opened.numbers else 0)
 
-        def rebuild(tensors):
+        def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return signature.rebuild_call(flat.spec, tensors[:count], tensors[count:end] if opened.numbers else flat.numbers)
 
-        def adapted(copied, tensors):
+        def adapted(copied: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
             return call.strengths.put(copied, tensors[end:] if opened.strengths else call.strengths.values(call.factor))
 
         _tracing.on = True
@@ -335,7 +364,7 @@ class Dispatcher:
         finally:
             _tracing.on = False
 
-    def _run(self, entry: Entry, call: Call):
+    def _run(self, entry: Entry, call: Call) -> Any:
         entry.calls += 1
         if entry.calls == _SOON and entry.graph.store is not None:
             entry.graph.store.gather()
@@ -347,7 +376,7 @@ class Dispatcher:
             outputs = entry.graph(tensors)
         return signature.rebuild(entry.result.spec, outputs)
 
-    def _open_up(self):
+    def _open_up(self) -> None:
         """Let the submodules run on OneFlow, now that the module as a whole cannot."""
         # Released weights are for one store: two would drop, and bring back, the same memory.
         if self._split is None or self.config.fallback == "error" or self.config.weights == "release":
@@ -356,7 +385,7 @@ class Dispatcher:
             if self.parts is None:
                 self.parts = self._split(self)
 
-    def _fall_back(self, module, reason: str, args, kwargs):
+    def _fall_back(self, module: torch.nn.Module, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         count = self.record.fallbacks.get(reason, 0)
         self.record.fallbacks[reason] = count + 1
         # Torch first: a call that is wrong in itself raises torch's own error.
@@ -378,13 +407,13 @@ def _is_traced() -> bool:
     return torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
 
 
-def _attention_backend():
+def _attention_backend() -> Any:
     """What diffusers computes attention with, for the whole process."""
     module = sys.modules.get("diffusers.models.attention_dispatch")
     return module._AttentionBackendRegistry._active_backend if module is not None else None
 
 
-def _forget(reference):
+def _forget(reference: weakref.ref[Dispatcher]) -> None:
     dispatcher = reference()
     if dispatcher is not None:
         with contextlib.suppress(Exception):  # at interpreter exit parts of OneFlow may be gone already

@@ -1,5 +1,7 @@
 """What is installed, and what OneFlow can use of this machine."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import platform

@@ -1,5 +1,7 @@
 """Loads OneFlow: finds out whether it can run here, keeps it quiet, and makes the stock wheel safe."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import importlib.util
@@ -7,6 +9,9 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import cast
 
 from .errors import EngineUnavailable
 from .kernels import loader
@@ -14,8 +19,8 @@ from .kernels import loader
 VERSION = "0.9.0"
 
 _lock = threading.RLock()
-_flow = None
-_native = None
+_flow: ModuleType | None = None
+_native: ModuleType | None = None
 
 
 def refusal() -> str | None:
@@ -37,18 +42,18 @@ def refusal() -> str | None:
     return None
 
 
-def flow():
+def flow() -> ModuleType:
     """The module oneflow, loaded if needed."""
     return _flow if _flow is not None else load()
 
 
-def native():
+def native() -> ModuleType:
     """The native runtime (`diffusers_oneflow.runtime._native`), loaded if needed."""
     load()
-    return _native
+    return cast(ModuleType, _native)
 
 
-def load():
+def load() -> ModuleType:
     """Import OneFlow once and return it.
 
     Raises:
@@ -71,7 +76,7 @@ def load():
     return _flow
 
 
-def _import_oneflow():
+def _import_oneflow() -> ModuleType:
     os.environ.setdefault("GLOG_minloglevel", "2")
     with quiet() as said:
         try:
@@ -85,7 +90,7 @@ def _import_oneflow():
     )
 
 
-def _install_runtime():
+def _install_runtime() -> ModuleType:
     from .runtime import _native as module
 
     parts = ("the cure of its nn.Graph race", "the memory arena", "the clean-up after a build")
@@ -99,7 +104,7 @@ def _install_runtime():
     return module
 
 
-def _start(module):
+def _start(module: ModuleType) -> None:
     """Configure OneFlow's session and start it; both it and the first op complain of missing GPUs."""
     from oneflow.framework import config_util, session_context
 
@@ -113,7 +118,7 @@ def _start(module):
 
 
 @contextlib.contextmanager
-def _variable(name: str, value: str):
+def _variable(name: str, value: str) -> Iterator[None]:
     """Set an environment variable that the user has not set, for a while: torch has a oneDNN of its own."""
     if name in os.environ:
         yield
@@ -126,7 +131,7 @@ def _variable(name: str, value: str):
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[Callable[[], str]]:
     """Keep what libraries write to file descriptor 2 from the user; yields a function that returns its last line."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as sink:

@@ -1,6 +1,9 @@
 """What a module has been compiled to."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import budget, hoisting, signature
 from .calls import Open
@@ -16,7 +19,7 @@ class Entry:
     opened: Open
     shapes: list[str]
     ops: dict[str, int]
-    rewrites: list
+    rewrites: list[Any]
     seconds: dict[str, float]
     hoisted: list[hoisting.Hoisted]
     origin: str = "captured"
@@ -31,11 +34,11 @@ class Entry:
         kept = sum(part.kept_bytes for part in self.hoisted)  # shared ones count for each, which is too much, not too little
         return sum(g.memory.owned for g in graphs) + ops * budget.BYTES_PER_OP + kept
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for part in self.hoisted:
             part.users += 1
 
-    def close(self):
+    def close(self) -> None:
         """Free the memory of all its graphs."""
         for part in self.hoisted:
             part.release()

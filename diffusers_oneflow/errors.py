@@ -1,5 +1,7 @@
 """The exceptions and warnings of the package: one sentence of what, where and what to do."""
 
+from __future__ import annotations
+
 
 class OneFlowError(RuntimeError):
     """Base of every error that this package raises by its own decision."""
@@ -18,15 +20,15 @@ class Unsupported(OneFlowError):
         where: module path and source line, filled in by the stage that knows them.
     """
 
-    def __init__(self, op: str, reason: str, where: str = ""):
+    def __init__(self, op: str, reason: str, where: str = "") -> None:
         self.op, self.reason, self.where = op, reason, where
         super().__init__(f"{op} cannot run on OneFlow{f' in {where}' if where else ''}: {reason}")
 
-    def at(self, where: str) -> "Unsupported":
+    def at(self, where: str) -> Unsupported:
         """The same refusal with its place."""
         return self if self.where else type(self)(self.op, self.reason, where)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Unsupported], tuple[str, str, str]]:
         return type(self), (self.op, self.reason, self.where)
 
 

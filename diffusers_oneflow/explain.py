@@ -1,7 +1,10 @@
 """What OneFlow runs of a pipeline, and what it does not, with reasons."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +71,7 @@ class ComponentReport:
     parts: str = ""
 
 
-class Explanation(dict):
+class Explanation(dict[str, "ComponentReport"]):
     """Component path -> `ComponentReport`; prints as a table."""
 
     @property
@@ -76,7 +79,7 @@ class Explanation(dict):
         """Calls of all components that ran in torch; those of parts are within them."""
         return sum(sum(c.fallbacks.values()) for c in self.values() if not c.part)
 
-    def print(self, console: Console | None = None):
+    def print(self, console: Console | None = None) -> None:
         """Print a table of the graphs, then of each its stages, nodes, rewrites and near misses, then the fallbacks."""
         console = console or Console()
         table = Table(title="OneFlow graphs")
@@ -114,7 +117,7 @@ class Explanation(dict):
         return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def explain(pipe, show: bool = True) -> Explanation:
+def explain(pipe: Any, show: bool = True) -> Explanation:
     """What OneFlow does for a pipeline or a single module; printed as a table unless `show` is False.
 
     Raises:
@@ -136,7 +139,7 @@ def explain(pipe, show: bool = True) -> Explanation:
 
 
 def _component(dispatcher: Dispatcher) -> ComponentReport:
-    module = dispatcher.module
+    module: Any = dispatcher.module
     weights = {w.data_ptr(): w.nbytes for w in (*module.parameters(), *module.buffers())}
     return ComponentReport(
         sum(weights.values()),
@@ -200,7 +203,7 @@ def _details(path: str, graph: GraphReport) -> list[str]:
 
 def _kernels(graph: GraphReport) -> str:
     """Kernel -> nodes of all ops, the most frequent first; torch's libraries are named."""
-    total: Counter = Counter()
+    total: Counter[str] = Counter()
     for counts in graph.kernels.values():
         total.update(counts)
     return ", ".join(f"{kernel}{_LIBRARIES.get(kernel, '')} {count}" for kernel, count in total.most_common())

@@ -6,6 +6,8 @@ methods, functions that they name, their defaults, closures and globals. Install
 `libraries`. Code of the standard library, torch and numpy counts by name; their versions are part of a stored program's key.
 """
 
+from __future__ import annotations
+
 import builtins
 import collections
 import enum
@@ -20,8 +22,9 @@ import sys
 import types
 import typing
 import weakref
+from collections.abc import Hashable
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
@@ -69,7 +72,7 @@ class Fingerprint(NamedTuple):
     tensors: list[torch.Tensor]
 
 
-def fingerprint(module: torch.nn.Module, call: tuple = ()) -> Fingerprint:
+def fingerprint(module: torch.nn.Module, call: tuple[Any, ...] = ()) -> Fingerprint:
     """The digest and what it holds the content of.
 
     Args:
@@ -90,10 +93,10 @@ def fingerprint(module: torch.nn.Module, call: tuple = ()) -> Fingerprint:
 class _Walk:
     """Walks over objects and hashes what they are; a second visit of one hashes its number."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._written: list[str] = []
         self._numbers: dict[int, int] = {}
-        self._alive: list = []
+        self._alive: list[Any] = []
         self._libraries = Libraries(self.value, self._put)
         # Modules of the user's of which code takes what it names; and whether there is code that need not name it.
         self._taken_from: list[types.ModuleType] = []
@@ -108,11 +111,11 @@ class _Walk:
         self._libraries.finish()
         return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
 
-    def _put(self, *parts):
+    def _put(self, *parts: Any) -> None:
         # As Python writes it: no two sequences of parts give the same text.
         self._written.append(repr(parts))
 
-    def _first(self, value) -> bool:
+    def _first(self, value: Any) -> bool:
         """Whether `value` is met for the first time; else its number is hashed."""
         number = self._numbers.setdefault(id(value), len(self._numbers))
         if number < len(self._alive):
@@ -121,7 +124,7 @@ class _Walk:
         self._alive.append(value)
         return True
 
-    def modes(self):
+    def modes(self) -> None:
         """Hash what holds for the whole process, or thread, and that code or torch.export itself may ask for."""
         for mode in _get_current_function_mode_stack():
             if not isinstance(mode, torch.utils._device.DeviceContext):
@@ -137,7 +140,7 @@ class _Walk:
             torch.backends.mha.get_fastpath_enabled(), torch.get_float32_matmul_precision(),
         ))  # fmt: skip
 
-    def module(self, module: torch.nn.Module):
+    def module(self, module: torch.nn.Module) -> None:
         for name, sub in module.named_modules(remove_duplicate=False):
             self._put("submodule", name)
             if not self._first(sub):
@@ -159,14 +162,14 @@ class _Walk:
                 for hook in hooks.values():
                     self.value(hook)
 
-    def _weight(self, tensor):
+    def _weight(self, tensor: torch.Tensor | None) -> None:
         if tensor is not None and self._first(tensor):
             layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
             self._put("weight", type(tensor).__qualname__, layout)
             if attributes := getattr(tensor, "__dict__", None):
                 self.value(attributes)
 
-    def value(self, value):
+    def value(self, value: Any) -> None:
         """Hash what `value` is."""
         kind = type(value)
         if kind is float:
@@ -192,7 +195,7 @@ class _Walk:
             self._put(kind.__module__, kind.__qualname__)
             self._inside(value, kind)
 
-    def _inside(self, value, kind):
+    def _inside(self, value: Any, kind: type) -> None:
         if kind in weakref.ProxyTypes:
             raise Unknowable("a weak proxy")
         if isinstance(value, torch.Tensor):
@@ -233,7 +236,7 @@ class _Walk:
             self._put(value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest())
         elif isinstance(value, (str, bytes, int, float, complex)):
             # Of a class of its own.
-            base = next(b for b in (str, bytes, int, float, complex) if isinstance(value, b))
+            base: Any = next(b for b in (str, bytes, int, float, complex) if isinstance(value, b))
             self.value(base.__new__(base, value))
             self.value(kind)
             self._beside(value)
@@ -243,17 +246,17 @@ class _Walk:
         else:
             raise Unknowable(f"a {kind.__module__}.{kind.__qualname__}")
 
-    def _beside(self, value):
+    def _beside(self, value: Any) -> None:
         """The attributes of an object, beside what it holds as a container."""
         if inner := getattr(value, "__dict__", None):
             # What diffusers tells peft to replace is a list in the random order of a set, and was replaced long ago.
             config = type(value).__module__.startswith("peft.") and isinstance(inner.get("target_modules"), list)
             self.value({**inner, "target_modules": set(inner["target_modules"])} if config else inner)
-        for name in _slots(type(value)):
+        for name in _slots(cast(Hashable, type(value))):
             self._put(name)
             self.value(getattr(value, name, None))
 
-    def _named(self, value):
+    def _named(self, value: Any) -> None:
         module = getattr(value, "__module__", None) or ""
         self._put("named", module, value.__qualname__)
         if any(value is other for other in _ANYTHING):
@@ -265,7 +268,7 @@ class _Walk:
             status = os.stat(file)
             self._put(file, status.st_size, status.st_mtime_ns)
 
-    def _library(self, module: types.ModuleType):
+    def _library(self, module: types.ModuleType) -> None:
         """A module in an attribute: any of it may be used."""
         self._put(module.__name__)
         if origin(module.__name__) == "installed":
@@ -276,21 +279,21 @@ class _Walk:
                     self._put(key)
                     self.value(value)
 
-    def _all(self, values):
+    def _all(self, values: Any) -> None:
         self._put(len(values))
         for value in values:
             self.value(value)
 
-    def _tensor(self, tensor: torch.Tensor):
+    def _tensor(self, tensor: torch.Tensor) -> None:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" or tensor.nbytes > _LARGEST:
             raise Unknowable(f"a large tensor, or one of type {type(tensor).__name__} on {tensor.device}, in an attribute")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise Unknowable("a tensor of a special layout in an attribute")
         self.tensors.append(tensor)
-        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+        content: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
         self._put(tuple(tensor.shape), tensor.stride(), tensor.dtype, hashlib.sha256(content).digest())
 
-    def _class(self, cls: type):
+    def _class(self, cls: type) -> None:
         self._put(cls.__module__, cls.__qualname__)
         place = origin(cls.__module__)
         if place == "user":
@@ -310,7 +313,7 @@ class _Walk:
             if isinstance(method := getattr(cls, name, None), types.FunctionType):
                 self.value(method)
 
-    def _function(self, function: types.FunctionType):
+    def _function(self, function: types.FunctionType) -> None:
         space = function.__globals__
         self._put(space.get("__name__"), function.__qualname__)
         place = origin(space.get("__name__"))
@@ -332,7 +335,7 @@ class _Walk:
             except ValueError:
                 self._put("empty cell")
 
-    def _globals(self, code: types.CodeType, names: tuple[str, ...], space: dict):
+    def _globals(self, code: types.CodeType, names: tuple[str, ...], space: dict[Any, Any]) -> None:
         read, imported = looked_up(code)
         seen: set[int] = set()
         for name in read:
@@ -349,7 +352,7 @@ class _Walk:
             raise Unknowable(f"{code.co_name}, which may reach any module")
         self._unnamed |= not _MEMBERS.isdisjoint(names)
 
-    def _global(self, value, names: tuple[str, ...], seen: set[int]):
+    def _global(self, value: Any, names: tuple[str, ...], seen: set[int]) -> None:
         if not isinstance(value, types.ModuleType):
             self.value(value)
             return
@@ -370,7 +373,7 @@ class _Walk:
                 self._put(name)
                 self._global(vars(value)[name], names, seen)
 
-    def _surroundings(self, code: types.CodeType, names: tuple[str, ...], space: dict):
+    def _surroundings(self, code: types.CodeType, names: tuple[str, ...], space: dict[Any, Any]) -> None:
         """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
         if not {"environ", "getenv", "environb"}.isdisjoint(names):
             texts = {c for c in constants(code) if isinstance(c, str)}
@@ -382,7 +385,7 @@ class _Walk:
         if "ops" in names and not own.isdisjoint(names):
             raise Unknowable(f"{code.co_name}, which calls ops of {', '.join(sorted(own.intersection(names)))}")
 
-    def _code(self, code: types.CodeType):
+    def _code(self, code: types.CodeType) -> None:
         self._put(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
                   code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount)  # fmt: skip
         self._all(code.co_consts)

@@ -4,9 +4,12 @@ It would run hundreds of times over objects that are all in use, and look at eve
 a fifth of the time of a small one.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import threading
+from collections.abc import Iterator
 
 _lock = threading.Lock()
 _paused = 0
@@ -14,7 +17,7 @@ _was_enabled = False
 
 
 @contextlib.contextmanager
-def paused():
+def paused() -> Iterator[None]:
     """No collection begins by itself within; also in several threads at once, and where it was turned off before."""
     global _paused, _was_enabled
     with _lock:
@@ -34,7 +37,7 @@ def paused():
 
 
 @contextlib.contextmanager
-def resumed():
+def resumed() -> Iterator[None]:
     """Within `paused`, collections as before: torch.export leaves more than should pile up."""
     with _lock:
         again = _paused == 1 and _was_enabled

@@ -1,5 +1,7 @@
 """One captured program as one oneflow.nn.Graph."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import itertools
@@ -7,7 +9,9 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,6 +20,9 @@ from .capture import Program, is_bookkeeping, op_name, where
 from .errors import OneFlowError, Refused, Unsupported
 from .kernels import loader
 from .ports import Inputs, Outputs
+
+if TYPE_CHECKING:
+    from .kernels.weights import WeightStore
 
 # OneFlow builds one graph at a time ("cur job not leave"), and the graphs' activations share one arena,
 # so graphs neither build nor run side by side.
@@ -77,9 +84,16 @@ class CompiledGraph:
         Unsupported: an op or a dtype that has no lowering; the message has op, module path and source line.
     """
 
-    def __init__(self, program: Program, weights: dict, examples: list[torch.Tensor], stage=lambda name, done: None, store=None):
+    def __init__(
+        self,
+        program: Program,
+        weights: dict[Any, Any],
+        examples: list[torch.Tensor],
+        stage: Callable[[str, float], None] = lambda name, done: None,
+        store: WeightStore | None = None,
+    ) -> None:
         self.seconds: dict[str, float] = {}
-        self.kernels: dict[str, Counter] = {}
+        self.kernels: dict[str, Counter[str]] = {}
         self.places: dict[str, Place] = {}
         self._noted: list[Place] = []
         self.store = store
@@ -94,7 +108,14 @@ class CompiledGraph:
         self._finalizer = weakref.finalize(self, _release, self._graph, self._id)
         self._finalizer.atexit = False
 
-    def _build(self, program, weights, inputs, stage, use_pack):
+    def _build(
+        self,
+        program: Program,
+        weights: dict[str, interop.Weight],
+        inputs: list[Any],
+        stage: Callable[[str, float], None],
+        use_pack: bool,
+    ) -> None:
         names = self._inputs.names
         ran = functools.partial(self._note, use_pack)
         graph = _graph_class()(functools.partial(_lower, program, names, self._outputs.computed, weights, stage, use_pack, ran))
@@ -120,7 +141,7 @@ class CompiledGraph:
         graph.forget_source()
         self._graph = graph
 
-    def _note(self, native: bool, node: torch.fx.Node):
+    def _note(self, native: bool, node: torch.fx.Node) -> None:
         """Remember which kernels run a node that was just lowered."""
         ops = []
         if native:
@@ -150,12 +171,12 @@ class CompiledGraph:
             self._graph.run(self._inputs.enter(tensors), [result for _, result, _ in leaving])
             return self._outputs.collect(tensors, leaving)
 
-    def close(self):
+    def close(self) -> None:
         """Free the graph's memory now."""
         self._finalizer()
 
 
-def _release(graph, graph_id: int):
+def _release(graph: Any, graph_id: int) -> None:
     """Free what a graph owns: first its C++ object, then the memory that this one used."""
     with ENGINE_LOCK:
         graph.destroy()
@@ -168,7 +189,7 @@ def _bytes(node: torch.fx.Node) -> int:
     return made.nbytes if isinstance(made, torch.Tensor) else 0
 
 
-def _chain(graph) -> list[str]:
+def _chain(graph: Any) -> list[str]:
     """Make the ops run in program order, by control edges: the arena's plan depends on it. Returns the names of the pack's.
 
     The pack's kernels are also told what follows them (queue.h): those that something else reads, or runs after, wait.
@@ -194,7 +215,16 @@ def _chain(graph) -> list[str]:
 _PACK, _OTHER, _END = 0, 1, 2
 
 
-def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], weights: dict, stage, native, ran, args) -> tuple:
+def _lower(
+    program: Program,
+    inputs: list[str],
+    outputs: list[torch.fx.Node],
+    weights: dict[Any, Any],
+    stage: Callable[[str, float], None],
+    native: bool,
+    ran: Callable[[torch.fx.Node], None],
+    args: tuple[Any, ...],
+) -> tuple[Any, ...]:
     """The body of nn.Graph.build: from lazy input tensors to lazy output tensors."""
     flow = engine.flow()
     from .lowering.types import cast
@@ -219,7 +249,9 @@ def _lower(program: Program, inputs: list[str], outputs: list[torch.fx.Node], we
     return tuple(results)
 
 
-def _lower_nodes(program: Program, env: dict, stage, native: bool, ran):
+def _lower_nodes(
+    program: Program, env: dict[Any, Any], stage: Callable[[str, float], None], native: bool, ran: Callable[[torch.fx.Node], None]
+) -> None:
     """Run every node's lowering; `env` maps nodes to OneFlow tensors and weights, and starts with the placeholders.
 
     `ran` is called with each node that was lowered.
@@ -253,11 +285,11 @@ def _lower_nodes(program: Program, env: dict, stage, native: bool, ran):
             )
 
 
-def _lower_node(node: torch.fx.Node, env: dict, native: bool):
+def _lower_node(node: torch.fx.Node, env: dict[Any, Any], native: bool) -> Any:
     """What a node makes: by the pack where it has a kernel that takes the case, else by OneFlow's own ops."""
     from . import lowering
 
-    def given(read):
+    def given(read: Callable[[Any], Any]) -> list[Any]:
         return [torch.fx.map_arg(part, lambda n: read(env[n])) for part in (node.args, node.kwargs)]
 
     if native:
@@ -273,7 +305,7 @@ def _lower_node(node: torch.fx.Node, env: dict, native: bool):
     return _narrowed(made, node.meta["val"]) if native else made
 
 
-def _widened(value):
+def _widened(value: Any) -> Any:
     """A OneFlow tensor for its own ops, which have few kernels for half types on the CPU: those are computed in float32."""
     from .kernels.moves import convert
     from .lowering.types import torch_dtype
@@ -284,7 +316,7 @@ def _widened(value):
     return convert(tensor, torch.float32) if torch_dtype(tensor) in (torch.bfloat16, torch.float16) else tensor
 
 
-def _narrowed(made, expected):
+def _narrowed(made: Any, expected: Any) -> Any:
     """What was computed in float32 in the dtype that it should have."""
     from .kernels.moves import convert
     from .lowering.types import torch_dtype
@@ -297,7 +329,7 @@ def _narrowed(made, expected):
 
 
 @contextlib.contextmanager
-def _shared_scope():
+def _shared_scope() -> Iterator[None]:
     """Build ops in one scope for all graphs, instead of the graph's own.
 
     OneFlow keeps the conf of every op that was ever built, and confs alike but for the scope are not shared:
@@ -311,7 +343,7 @@ def _shared_scope():
 
 
 @functools.cache
-def _scope():
+def _scope() -> Any:
     from google.protobuf import text_format
     from oneflow.core.job.job_conf_pb2 import JobConfigProto
 
@@ -322,7 +354,7 @@ def _scope():
 
 
 @functools.cache
-def _graph_class():
+def _graph_class() -> Any:
     """The nn.Graph that lowers a program when it is built; defined late, since it needs OneFlow."""
     flow = engine.flow()
     run_graph, sync = flow._oneflow_internal.nn.graph, flow._oneflow_internal.eager.Sync
@@ -331,28 +363,28 @@ def _graph_class():
 
     pack = loader.pack()
 
-    class ProgramGraph(flow.nn.Graph):
+    class ProgramGraph(flow.nn.Graph):  # type: ignore[name-defined,misc]  # oneflow has no types
         # nn.Graph prints what it also raises.
         _Graph__print = staticmethod(lambda *args, **kwargs: None)
 
-        def __init__(self, lower):
+        def __init__(self, lower: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
             super().__init__()
             # Past nn.Graph's own __setattr__, which takes modules only.
             self.__dict__["_lower"] = lower
             # Whether kernels of the pack wait to be served by the calling thread.
             self.__dict__["serves"] = False
 
-        def build(self, *args):
+        def build(self, *args: Any) -> tuple[Any, ...]:
             with _shared_scope():
-                return self._lower(args)
+                return cast(tuple[Any, ...], self._lower(args))
 
-        def finish(self):
+        def finish(self) -> None:
             """Compile and make the runtime: nn.Graph's own way to do it copies the compiled job to Python as well."""
             sync()
             self._c_nn_graph.complie_and_init_runtime()
             self._is_compiled = True
 
-        def run(self, tensors, results):
+        def run(self, tensors: list[Any], results: list[Any]) -> None:
             """Fill the OneFlow tensors `results` from `tensors`; returns when that is done."""
             results = convert_to_tensor_tuple(results)
             run_graph.SoftSyncNNGraphBuffers(results, self._c_nn_graph)
@@ -370,7 +402,7 @@ def _graph_class():
             if failure is not None:
                 raise KernelFailed(str(failure))
 
-        def forget_source(self):
+        def forget_source(self) -> None:
             """Drop what only building needs."""
             self._forward_job_proto = self._full_job_proto = self._compiled_job_proto = None
             self._outputs_tensor_tuple_buffer = self._eager_outputs_buffer = self._outputs_tensor_tuple = None
@@ -379,9 +411,10 @@ def _graph_class():
             empty.job_conf.job_name = self.name
             self._c_nn_graph.job = empty.SerializeToString()
 
-        def destroy(self):
+        def destroy(self) -> None:
             """Let go of the C++ graph and of the weights."""
             sync()
-            self._c_nn_graph = self._state_tensor_tuple = None
+            self._c_nn_graph: Any = None
+            self._state_tensor_tuple = None
 
     return ProgramGraph

@@ -1,6 +1,10 @@
 """Runs the parts of a graph that depend on the prompt or the timestep only when these change."""
 
+from __future__ import annotations
+
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -8,6 +12,13 @@ from . import engine
 from .capture import Program
 from .graph import CompiledGraph
 from .passes.hoist import Prologue
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from . import interop
+    from .kernels.weights import WeightStore
 
 # Of results that are kept for inputs that come again: the timesteps of the next image.
 _BUDGET = 64 << 20
@@ -32,14 +43,20 @@ class Hoisted:
     """
 
     def __init__(
-        self, graph: CompiledGraph, positions: list[int], buffers: list[torch.Tensor], weights: list[torch.Tensor], content: tuple
-    ):
+        self,
+        graph: CompiledGraph,
+        positions: list[int],
+        buffers: list[torch.Tensor],
+        weights: list[torch.Tensor],
+        content: tuple[Any, ...],
+    ) -> None:
         self.graph, self.runs, self.users, self.content = graph, 0, 0, content
         self.buffers, self._positions, self._weights = buffers, positions, weights
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._latest: list[torch.Tensor] | None = None
         store = graph.store if graph.store is not None and graph.store.releases else None
-        self._store, self._packings = store, ()
+        self._store = store
+        self._packings: tuple[int, ...] = ()
         watched = weights if store is None else [w for w in weights if not store.packs(w)]
         self._watch = engine.native().WriteWatch([(w.data_ptr(), w.nbytes) for w in watched])
 
@@ -48,13 +65,13 @@ class Hoisted:
         """Bytes of results kept for inputs that may come again."""
         return sum(t.nbytes for tensors in self._kept.values() for t in tensors)
 
-    def release(self):
+    def release(self) -> None:
         """One graph less reads the buffers; with the last, the prologue is freed."""
         self.users -= 1
         if self.users <= 0:
             self.graph.close()
 
-    def update(self, tensors: list[torch.Tensor]):
+    def update(self, tensors: list[torch.Tensor]) -> None:
         """Let the buffers hold the results for a call's tensors."""
         inputs = [tensors[i] for i in self._positions]
         if self._written():
@@ -63,7 +80,7 @@ class Hoisted:
         if self._latest is not None and all(map(_same, inputs, self._latest)):
             return
         small = sum(t.nbytes for t in inputs) <= 4096
-        key = b"".join(_bits(t).tobytes() for t in inputs) if small else None
+        key = b"".join(_bits(t).tobytes() for t in inputs) if small else b""
         results = self._kept.get(key) if small else None
         if results is None:
             results = self.graph(inputs)
@@ -83,14 +100,14 @@ class Hoisted:
         before, self._packings = self._packings, self._store.packings(self._weights)
         return written or before != self._packings
 
-    def _keep(self, key: bytes, results: list[torch.Tensor]):
+    def _keep(self, key: bytes, results: list[torch.Tensor]) -> None:
         self._kept[key] = results
         size = sum(t.nbytes for t in results)
         while len(self._kept) > max(1, _BUDGET // max(size, 1)):
             self._kept.popitem(last=False)
 
 
-def _bits(tensor: torch.Tensor):
+def _bits(tensor: torch.Tensor) -> NDArray[np.uint8]:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
@@ -100,7 +117,12 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def build(
-    prologues: list[Prologue], program, bind, examples: list[torch.Tensor], store, known: list[Hoisted] = ()
+    prologues: list[Prologue],
+    program: Program,
+    bind: Callable[[Program], dict[str, interop.Weight]],
+    examples: list[torch.Tensor],
+    store: WeightStore | None,
+    known: Sequence[Hoisted] = (),
 ) -> list[Hoisted]:
     """Compile prologues; `bind` makes the weights of a program, `examples` are the whole call's tensors.
 
@@ -123,14 +145,15 @@ def build(
     return made
 
 
-def _content(part: Program, positions: list[int], weights: dict) -> tuple:
+def _content(part: Program, positions: list[int], weights: dict[Any, Any]) -> tuple[Any, ...]:
     """What a prologue computes, of which inputs of the call and which tensors."""
-    sources = {name: ("input", position) for name, position in zip(part.inputs, positions)}
+    sources: dict[str, tuple[Any, ...]] = {name: ("input", position) for name, position in zip(part.inputs, positions)}
     for name, weight in weights.items():
         # What was folded is nobody's but the program's: there the content counts. All else may be written to.
         folded = name in part.constants and name.startswith("folded_")
         sources[name] = ("folded", _bits(weight.tensor).tobytes()) if folded else ("tensor", weight.tensor.data_ptr())
-    described, known = [], {}
+    described: list[tuple[str, str]] = []
+    known: dict[torch.fx.Node, tuple[Any, ...]] = {}
     for node in part.graph.nodes:
         if node.op == "placeholder":
             made = node.meta["val"]

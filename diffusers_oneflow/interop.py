@@ -1,10 +1,17 @@
 """Tensors between torch and OneFlow, without a copy."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # it is there, and documented
 
 from . import engine
+
+if TYPE_CHECKING:
+    from .kernels.weights import WeightStore
 
 # What from_dlpack takes; bool travels as uint8, the same bytes.
 _CPU = torch.device("cpu")
@@ -42,11 +49,11 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def to_flow(tensor: torch.Tensor):
+def to_flow(tensor: torch.Tensor) -> Any:
     """A OneFlow tensor on the memory of a dense torch tensor (any shape; bool as uint8)."""
     if tensor.dtype == torch.bool:
         tensor = tensor.view(torch.uint8)
-    return engine.flow().from_dlpack(torch.to_dlpack(tensor))
+    return engine.flow().from_dlpack(to_dlpack(tensor))
 
 
 def flow_view(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
@@ -61,7 +68,8 @@ def flow_view(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | Non
     tensor = tensor.detach()
     if tensor.is_contiguous():
         return tensor, None
-    order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda d: (-strides[d], d))
     view = tensor.permute(order)
     if not view.is_contiguous():
         raise ValueError(f"strides {tuple(tensor.stride())} of shape {tuple(tensor.shape)} are not dense")
@@ -79,8 +87,8 @@ class Weight:
     """
 
     tensor: torch.Tensor
-    raw: tuple
-    store: object = None
+    raw: tuple[Any, ...]
+    store: WeightStore | None = None
     _made: object = None
 
     @property
@@ -88,7 +96,7 @@ class Weight:
         """The shape of the tensor."""
         return self.tensor.shape
 
-    def flow(self):
+    def flow(self) -> Any:
         """The tensor for OneFlow's ops; to be called while the graph is built."""
         if self._made is None:
             from .lowering.shape import permute
@@ -101,6 +109,6 @@ class Weight:
         return self._made
 
 
-def flow_tensor(value):
+def flow_tensor(value: Any) -> Any:
     """A OneFlow tensor of what may be a `Weight`."""
     return value.flow() if isinstance(value, Weight) else value

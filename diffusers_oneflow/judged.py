@@ -8,8 +8,11 @@ What it takes from a backend called NAME:
   ran in torch since they were attached. Without it a model that runs in torch passes for one that runs on the backend.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
 import torch
 from diffusers import DiffusionPipeline
@@ -27,7 +30,7 @@ def name() -> str:
 
 
 @contextlib.contextmanager
-def judging(backend: str):
+def judging(backend: str) -> Iterator[None]:
     """Judge `backend` meanwhile.
 
     Raises:
@@ -41,12 +44,12 @@ def judging(backend: str):
         _NAME.reset(token)
 
 
-def attach(pipe: DiffusionPipeline):
+def attach(pipe: DiffusionPipeline) -> None:
     """Let `pipe` run on the judged backend; what it raises goes through."""
     pipe.to(backend=name(), backend_config=_CONFIGS.get(name()))
 
 
-def detach(pipe: DiffusionPipeline):
+def detach(pipe: DiffusionPipeline) -> None:
     """Give `pipe` back to torch."""
     pipe.to(backend="torch")
 
@@ -57,9 +60,9 @@ def fallbacks(pipe: DiffusionPipeline) -> dict[str, str]:
     return dict(tell(pipe)) if tell is not None else {}
 
 
-class Alone(DiffusionPipeline):
+class Alone(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed
     """A pipeline of one model, so that backends need to know of nothing else."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.register_modules(model=model)

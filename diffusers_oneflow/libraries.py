@@ -6,15 +6,18 @@ modules of the same package from which these take something, are compared. Funct
 registries: each is compared by where it comes from, and by its code where it comes from no installed package.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import PurePath
+from typing import Any
 
 import numpy
 import torch
@@ -51,7 +54,7 @@ def origin(module: str | None) -> str:
     return "installed" if file.startswith(_SITE) else "user"
 
 
-def source(value) -> str | None:
+def source(value: Any) -> str | None:
     """The name of the module that the code of a function, or a class, comes from."""
     if isinstance(value, functools.partial):
         return source(value.func)
@@ -72,22 +75,22 @@ class Libraries:
         put: hashes texts.
     """
 
-    def __init__(self, value, put):
+    def __init__(self, value: Callable[[Any], None], put: Callable[..., None]) -> None:
         self._value, self._put = value, put
         self._met: set[str] = set()
         self._roots: set[str] = set()
 
-    def meet(self, name: str | None, cls: type | None = None):
+    def meet(self, name: str | None, cls: type | None = None) -> None:
         """Take in a module of an installed package, those of the package that it takes something from, and a class that says
         that it comes from there."""
-        if cls is not None and vars(sys.modules.get(name, types)).get(cls.__name__) is not cls:
+        if cls is not None and vars(sys.modules.get(name or "", types)).get(cls.__name__) is not cls:
             self.members(cls)
         waiting = [name]
         while waiting:
             name = waiting.pop()
-            module = sys.modules.get(name)
+            module = sys.modules.get(name) if name is not None else None
             # What a lazy module has depends on who asked for it before.
-            if name in self._met or type(module) is not types.ModuleType:
+            if name is None or name in self._met or type(module) is not types.ModuleType:
                 continue
             self._met.add(name)
             self._roots.add(name.partition(".")[0])
@@ -100,7 +103,7 @@ class Libraries:
                 if isinstance(value, type) and value.__module__ == name:
                     self.members(value)
 
-    def _next(self, name: str, value) -> Iterator[str]:
+    def _next(self, name: str, value: Any) -> Iterator[str]:
         root = name.partition(".")[0]
         place = value.__name__ if isinstance(value, types.ModuleType) else source(value)
         if place and origin(place) == "installed":
@@ -108,14 +111,14 @@ class Libraries:
             if place.partition(".")[0] == root:
                 yield place
 
-    def members(self, cls: type):
+    def members(self, cls: type) -> None:
         """Take in what somebody may have put into a class of an installed package."""
         self._put("class", cls.__module__, cls.__qualname__)
         for key, value in list(vars(cls).items()):
             if not key.startswith("__") or key in ("__call__", "__torch_function__", "__getattr__", "__getattribute__"):
                 self._member(key, value)
 
-    def _member(self, key: str, value, depth: int = 2):
+    def _member(self, key: str, value: Any, depth: int = 2) -> None:
         """A flag, a function, or a registry of functions."""
         value = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
         if isinstance(value, property):
@@ -139,12 +142,12 @@ class Libraries:
             self._put(key, type(value).__qualname__)
             self._registry(key, {**_inherited(type(value)), **vars(value)}, depth)
 
-    def _registry(self, key: str, table: dict, depth: int):
+    def _registry(self, key: str, table: dict[Any, Any], depth: int) -> None:
         for name, value in list(dict.items(table)):
             if isinstance(value, (*_FUNCTIONS, *_CONTENT, type, dict)):
                 self._member(f"{key}.{name}", value, depth - 1)
 
-    def finish(self):
+    def finish(self) -> None:
         """Take in the files of all packages, and what of others stands in torch's place."""
         from .cache import PACKAGES
 
@@ -153,7 +156,8 @@ class Libraries:
             # Of a package that is but called from afar, its version tells enough where that is known.
             if root in met or root not in PACKAGES:
                 self._put("package", root, files(root))
-        for space in (*_SPACES, *_layers()):
+        spaces: tuple[Any, ...] = (*_SPACES, *_layers())
+        for space in spaces:
             for key, value in list(vars(space).items()):
                 value = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
                 place = source(value) if not isinstance(value, type) else None
@@ -172,12 +176,12 @@ def _of_user(module: str) -> bool:
     return module in sys.modules and origin(module) == "user"
 
 
-def _inherited(cls: type) -> dict:
+def _inherited(cls: type) -> dict[Any, Any]:
     """Registries that a class of an installed package shares among its objects."""
     return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).items() if isinstance(value, dict)}
 
 
-def plain(value, depth: int = 3) -> bool:
+def plain(value: Any, depth: int = 3) -> bool:
     """Whether a value consists of numbers and text."""
     if isinstance(value, (list, tuple, set, frozenset)):
         return depth > 0 and all(plain(v, depth - 1) for v in value)
@@ -192,7 +196,7 @@ def files(root: str) -> str:
     Raises:
         Unknowable: a file is younger than this process, which may have read what it held before.
     """
-    module = sys.modules[root]
+    module: Any = sys.modules[root]
     folders, found = list(getattr(module, "__path__", ())), []
     if not folders and getattr(module, "__file__", None):
         found.append(_state(root, module.__file__, os.stat(module.__file__)))

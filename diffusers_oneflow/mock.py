@@ -9,13 +9,19 @@ A line in ``diffusers_oneflow_mock.pth`` calls `start` where the folder is on th
 ``diffusers-oneflow run script.py`` calls it itself. This module imports nothing but the standard library.
 """
 
+from __future__ import annotations
+
 import builtins
 import functools
 import importlib
+import importlib.util
 import os
 import site
 import sys
 import types
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, cast
 
 FOLDER = os.path.join("oneflow", "mock_torch")
 
@@ -29,7 +35,7 @@ _LIBRARIES = {
 _started = False
 
 
-def start():
+def start() -> None:
     """Separate the two worlds, in this process from now on. Idempotent."""
     global _started
     if _started:
@@ -54,7 +60,7 @@ def folder() -> str | None:
     return os.path.join(os.path.dirname(spec.origin), "mock_torch") if spec and spec.origin else None
 
 
-def is_script(names: dict) -> bool:
+def is_script(names: Mapping[str, Any]) -> bool:
     """True if these are the globals of a module that sees OneFlow as torch."""
     if not _started:
         return False
@@ -83,9 +89,15 @@ def _is_torch(name: str) -> bool:
     return name == "torch" or name.startswith("torch.")
 
 
-def _importing(original):
+def _importing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def __import__(name, globals=None, locals=None, fromlist=(), level=0):
+    def __import__(
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> Any:
         if level == 0 and globals is not None and _is_torch(name) and is_script(globals):
             module = face(name)
             return module if fromlist else face("torch")
@@ -94,9 +106,9 @@ def _importing(original):
     return __import__
 
 
-def _importing_module(original):
+def _importing_module(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def import_module(name, package=None):
+    def import_module(name: str, package: str | None = None) -> Any:
         if _is_torch(name) and is_script(sys._getframe(1).f_globals):
             return face(name)
         return original(name, package)
@@ -111,13 +123,13 @@ class MissingInOneFlow(AttributeError, NotImplementedError):
 class Face(types.ModuleType):
     """A module of OneFlow under torch's name. What OneFlow lacks comes from torch, and takes OneFlow's tensors."""
 
-    def __init__(self, name: str, ours):
+    def __init__(self, name: str, ours: Any) -> None:
         super().__init__(name, getattr(ours, "__doc__", None))
         self.__dict__["_ours"] = ours
         # Else the import system takes it for no package.
         self.__dict__["__path__"] = []
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         ours = self.__dict__["_ours"]
         value = getattr(ours, name, None)
         if f"{self.__name__}.{name}" in _OVERRIDES:
@@ -135,7 +147,7 @@ class Face(types.ModuleType):
             self.__dict__[name] = value
         return value
 
-    def _missing(self, name: str):
+    def _missing(self, name: str) -> Any:
         """A submodule that OneFlow has not imported yet, or what torch has."""
         full = f"{self.__name__}.{name}"
         if (ours := _flows(full)) is not None:
@@ -153,7 +165,7 @@ class Face(types.ModuleType):
             return border.crossing(theirs)
         return theirs
 
-    def __setattr__(self, name: str, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         """Settings, as of ``torch.backends``, are for both: torch runs what OneFlow does not."""
         for module in (self.__dict__["_ours"], _torchs(self.__name__)):
             if module is not None and hasattr(module, name):
@@ -162,14 +174,14 @@ class Face(types.ModuleType):
         if not hasattr(self, name):
             self.__dict__[name] = value
 
-    def __dir__(self):
+    def __dir__(self) -> list[str]:
         return sorted({*dir(self.__dict__["_ours"]), *self.__dict__})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<module {self.__name__!r} of OneFlow>"
 
 
-def _flows(name: str):
+def _flows(name: str) -> ModuleType | None:
     """The module of OneFlow in the place of one of torch, or None."""
     try:
         return importlib.import_module("oneflow" + name[len("torch") :])
@@ -177,7 +189,7 @@ def _flows(name: str):
         return None
 
 
-def _torchs(name: str):
+def _torchs(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -203,13 +215,13 @@ def face(name: str) -> Face:
     found = getattr(face(parent), child)
     if not isinstance(found, types.ModuleType):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    return found
+    return cast(Face, found)
 
 
-def _compile():
+def _compile() -> Callable[..., Any]:
     """``torch.compile`` of a script: modules of torch become OneFlow graphs; OneFlow's own stay as they are."""
 
-    def compile(model=None, **options):
+    def compile(model: Any = None, **options: Any) -> Any:
         if model is None:
             return functools.partial(compile, **options)
         import torch

@@ -5,13 +5,18 @@ method translates where its caller is the script, or where OneFlow's objects com
 pass through. Pipelines that the script makes run on OneFlow, as after ``pipe.to(backend="oneflow")``.
 """
 
+from __future__ import annotations
+
 import functools
 import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, cast
 
 # Methods that a class and its subclasses have at the border; None: all public ones.
 _MODEL = ("from_pretrained", "from_single_file", "from_config", "to", "encode", "decode", "device", "dtype", "get_text_features",
           "get_image_features", "add_noise", "load_state_dict")  # fmt: skip
-_BORDER = {
+_BORDER: dict[str, dict[str, tuple[str, ...] | None]] = {
     "diffusers.pipelines.pipeline_utils": {"DiffusionPipeline": None},
     "diffusers.pipelines.auto_pipeline": {
         f"AutoPipelineFor{task}": None for task in ("Text2Image", "Image2Image", "Inpainting", "Text2Audio")
@@ -28,7 +33,7 @@ _BORDER = {
 }
 
 
-def _extend(module):
+def _extend(module: ModuleType) -> None:
     """Put the classes of a module that has just run at the border."""
     from . import border
 
@@ -42,7 +47,7 @@ def _extend(module):
 AFTER = {name: _extend for name in _BORDER}
 
 
-def _with_subclasses(base: type, only: tuple[str, ...] | None):
+def _with_subclasses(base: Any, only: tuple[str, ...] | None) -> None:
     import torch
 
     from . import border
@@ -56,20 +61,20 @@ def _with_subclasses(base: type, only: tuple[str, ...] | None):
     before = base.__init_subclass__
 
     @functools.wraps(before)
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls: type, **options: Any) -> None:
         before.__func__(cls, **options) if hasattr(before, "__func__") else before(**options)
         _extend_class(cls, only)
 
-    base.__init_subclass__ = classmethod(__init_subclass__)
+    base.__init_subclass__ = classmethod(cast(Any, __init_subclass__))
 
 
-def _family(base: type):
+def _family(base: Any) -> Iterator[type]:
     yield base
     for cls in base.__subclasses__():
         yield from _family(cls)
 
 
-def _extend_class(cls: type, only: tuple[str, ...] | None):
+def _extend_class(cls: Any, only: tuple[str, ...] | None) -> None:
     from . import border, mock
 
     # The script's own subclasses speak OneFlow themselves.
@@ -92,12 +97,12 @@ def _makes_pipelines(cls: type) -> bool:
     return any(base.__name__ == "DiffusionPipeline" or base.__name__.startswith("AutoPipelineFor") for base in cls.__mro__)
 
 
-def _on_oneflow(function):
+def _on_oneflow(function: Callable[..., Any]) -> Callable[..., Any]:
     """A constructor whose pipelines run on OneFlow if the script called it."""
     from . import border
 
     @functools.wraps(function)
-    def make(*args, **kwargs):
+    def make(*args: Any, **kwargs: Any) -> Any:
         speaks = border.speaks_oneflow(sys._getframe(1).f_globals)
         pipe = function(*border.inward(args), **border.inward(kwargs))
         if speaks:
@@ -107,11 +112,11 @@ def _on_oneflow(function):
     return make
 
 
-def _starting(original):
+def _starting(original: Callable[..., Any]) -> Callable[..., None]:
     from . import border
 
     @functools.wraps(original)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *border.inward(args), **border.inward(kwargs))
         if border.speaks_oneflow(sys._getframe(1).f_globals):
             _switch(self)
@@ -119,13 +124,13 @@ def _starting(original):
     return __init__
 
 
-def _switch(pipe):
+def _switch(pipe: Any) -> None:
     from . import plugin
 
     plugin.switch(pipe, plugin.find("oneflow"))
 
 
-def _speak_of_tensors(base: type):
+def _speak_of_tensors(base: Any) -> None:
     """Let a script read `timesteps`, `sigmas` and the like of a scheduler as OneFlow's tensors."""
     import torch
 
@@ -133,7 +138,7 @@ def _speak_of_tensors(base: type):
 
     read = base.__getattribute__
 
-    def __getattribute__(self, name):
+    def __getattribute__(self: Any, name: str) -> Any:
         value = read(self, name)
         if isinstance(value, torch.Tensor) and border.speaks_oneflow(sys._getframe(1).f_globals):
             return border.outward(value)

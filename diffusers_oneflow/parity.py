@@ -5,10 +5,13 @@ error that PyTorch itself makes in float32, in relative RMS and in the maximum, 
 the output's scale. What is judged is OneFlow, or the backend that `judged.judging` names.
 """
 
+from __future__ import annotations
+
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ from rich.table import Table
 from . import judged, signature
 from .backend import dispatcher_of, models
 from .errors import FallbackWarning, Unsupported
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
@@ -70,7 +76,7 @@ class Component:
             said.format(self.path, kind, ours, most, theirs) for kind, theirs, ours, most in self._measures() if not ours <= most
         ]
 
-    def _measures(self):
+    def _measures(self) -> Iterator[tuple[str, float, float, float]]:
         for kind, theirs, ours in (
             ("RMS", self.torch.rms, self.ours.rms),
             ("largest", self.torch.maximum, self.ours.maximum),
@@ -92,7 +98,7 @@ class Report:
     levels: int | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
     unexpected: tuple[str, ...] = ()
-    drawn: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False, repr=False)
+    drawn: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -108,7 +114,7 @@ class Report:
             found.append(f"the final image differs by {self.levels} of 255 levels; allowed is {MOST_LEVELS}")
         return found
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[Any, Any]:
         """Plain numbers, for JSON."""
         rows = [{**asdict(c), "passed": c.passed} for c in self.components]
         return {
@@ -116,7 +122,7 @@ class Report:
             "failures": self.failures,
         }  # fmt: skip
 
-    def print(self, console: Console | None = None):
+    def print(self, console: Console | None = None) -> None:
         """Print a table."""
         console = console or Console()
         name = {"oneflow": "OneFlow"}.get(judged.name(), judged.name())
@@ -135,7 +141,7 @@ class Report:
             console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
 
 
-def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = "") -> Component:
+def component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[Any, Any], path: str = "") -> Component:
     """Compare one call of a module on the CPU, in the module's dtype; it must not be attached and is left as it was.
 
     Raises:
@@ -157,8 +163,8 @@ def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str = ""
 
 
 def pipeline(
-    pipe,
-    draw: Callable[[object], np.ndarray],
+    pipe: Any,
+    draw: Callable[[object], NDArray[Any]],
     fallbacks: Mapping[str, str] | None = None,
     change: Callable[[object], object] | None = None,
 ) -> Report:
@@ -203,9 +209,11 @@ def pipeline(
     return Report(rows, levels, ran, unexpected, (expected, images))
 
 
-def _recorded(pipe, draw, fallbacks) -> tuple[dict[str, tuple], np.ndarray]:
+def _recorded(
+    pipe: Any, draw: Callable[[Any], NDArray[np.uint8]], fallbacks: Mapping[str, str]
+) -> tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], NDArray[Any]]:
     """The last call of each component that is to be judged, in a run of the pipeline in torch, and its images."""
-    calls: dict[str, tuple] = {}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     judgeable = {path: module for path, module in models(pipe).items() if path not in fallbacks}
     hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judgeable.items()]
     try:
@@ -220,21 +228,21 @@ def _recorded(pipe, draw, fallbacks) -> tuple[dict[str, tuple], np.ndarray]:
     return calls, expected
 
 
-def _quietly(function, *args, **kwargs):
+def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call without warnings of fallbacks: the report has them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         return function(*args, **kwargs)
 
 
-def _images(vae, drawn: np.ndarray) -> bool:
+def _images(vae: Any, drawn: NDArray[Any]) -> bool:
     """Whether what was drawn are images that the VAE can encode; one of videos cannot."""
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):
         return False
     return drawn.ndim == 4 and drawn.shape[3] == getattr(vae.config, "in_channels", 3)
 
 
-def _demand(module, path: str, part: str, reasons: str):
+def _demand(module: torch.nn.Module, path: str, part: str, reasons: str) -> None:
     """See that an attached module ran in torch, in all its calls; `part` has to be in the reason."""
     dispatcher = dispatcher_of(module)
     if part not in reasons or not reasons or (dispatcher is not None and dispatcher.record.built):
@@ -279,8 +287,8 @@ def _ratio(off: torch.Tensor, scale: torch.Tensor) -> float:
     return (off / scale).item() if scale > 0 else float("inf")
 
 
-def _record(calls: dict, path: str):
-    def hook(module, args, kwargs):
+def _record(calls: dict[Any, Any], path: str) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flat = signature.flatten((args, kwargs))
         copies = signature.rebuild(flat.spec, [t.detach().clone() for t in flat.tensors])
         calls[path] = copies
@@ -289,7 +297,9 @@ def _record(calls: dict, path: str):
 
 
 @torch.no_grad()
-def _expected(module, args, kwargs, path: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _expected(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """PyTorch's results in the module's dtype and in float64."""
     flat = signature.flatten((args, kwargs))
     # Lists are made anew for every call: some models take their elements out.
@@ -303,12 +313,18 @@ def _expected(module, args, kwargs, path: str) -> tuple[list[torch.Tensor], list
 
 
 @torch.no_grad()
-def _judge(module, args, kwargs, path: str, expected) -> Component:
+def _judge(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: str,
+    expected: tuple[list[torch.Tensor], list[torch.Tensor]],
+) -> Component:
     """Run an attached module and compare."""
     return worst(path, _floats(_quietly(module, *args, **kwargs)), *expected)
 
 
-def _floats(output) -> list[torch.Tensor]:
+def _floats(output: Any) -> list[torch.Tensor]:
     """One for each place: whether two are one object does not matter."""
     flat = signature.flatten(output)
     return [flat.tensors[i] for i in signature.places(flat.spec) if flat.tensors[i].is_floating_point()]

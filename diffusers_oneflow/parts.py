@@ -1,7 +1,10 @@
 """The parts of a module that cannot be captured as a whole: those that can run on OneFlow, the rest in torch."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 
@@ -24,9 +27,11 @@ class Parts:
         least: elements that a part has to hold.
     """
 
-    def __init__(self, whole: Dispatcher, attach: Callable, detach: Callable, least: int | None = None):
+    def __init__(
+        self, whole: Dispatcher, attach: Callable[..., Any], detach: Callable[..., Any], least: int | None = None
+    ) -> None:
         self._whole, self._detach = whole, detach
-        module = whole.module
+        module = cast(torch.nn.Module, whole.module)
         least = least or max(1, min(_ENOUGH, int(_SHARE * _elements(module))))
         self.dispatchers: list[Dispatcher] = []
         split = functools.partial(Parts, attach=attach, detach=detach, least=least)
@@ -51,10 +56,10 @@ class Parts:
     def __str__(self) -> str:
         """What of the module runs on OneFlow nevertheless."""
         running = [d.module for d in self.all() if d.entries and d.module is not None]
-        share = sum(map(_elements, running)) / max(1, _elements(self._whole.module))
+        share = sum(map(_elements, running)) / max(1, _elements(cast(torch.nn.Module, self._whole.module)))
         return f"but {len(running)} of its parts ran on OneFlow, with {share:.0%} of its weights"
 
-    def close(self):
+    def close(self) -> None:
         """Give the parts back to torch."""
         for dispatcher in self.dispatchers:
             if dispatcher.module is not None:

@@ -10,7 +10,11 @@
 Nothing is copied from diffusers: classes are made when they are first asked for.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Hashable
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +29,7 @@ def of(stock: type) -> type:
     """The OneFlow class of a stock pipeline class."""
     border.install()
     space = border.namespace(stock, inherited=True)
-    space["__init__"] = _starting(stock.__init__)
+    space["__init__"] = _starting(cast(Any, stock).__init__)
     space["__setattr__"] = _joining(stock.__setattr__)
     space["__doc__"] = f"`{stock.__name__}` on OneFlow; see `diffusers_oneflow.pipelines`.\n\n{stock.__doc__ or ''}"
     space["__module__"] = __name__
@@ -35,7 +39,7 @@ def of(stock: type) -> type:
     return type(stock.__name__, (stock,), space)
 
 
-def named(name: str):
+def named(name: str) -> type:
     """The class called `name`, such as ``OneFlowFluxPipeline``, or a loader that finds the class (``OneFlowDiffusionPipeline``).
 
     Raises:
@@ -59,41 +63,41 @@ def named(name: str):
 @functools.cache
 def _loader(stock: type) -> type:
     """A class whose constructors return what those of `stock` return, as its OneFlow class."""
-    space = {"__doc__": f"`{stock.__name__}` that gives OneFlow pipelines.", "__module__": __name__}
+    space: dict[str, Any] = {"__doc__": f"`{stock.__name__}` that gives OneFlow pipelines.", "__module__": __name__}
     for name in ("from_pretrained", "from_single_file", "from_pipe"):
         if function := getattr(stock, name, None):
             space[name] = staticmethod(_adopting(function))
     return type(PREFIX + stock.__name__, (), space)
 
 
-def _adopting(function):
+def _adopting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def load(*args, **kwargs):
+    def load(*args: Any, **kwargs: Any) -> Any:
         return adopt(function(*border.inward(args), **border.inward(kwargs)))
 
     return load
 
 
-def adopt(pipe):
+def adopt(pipe: Any) -> Any:
     """Make a stock pipeline one of its OneFlow class, on OneFlow, in place; and return it."""
-    pipe.__class__ = of(type(pipe))
+    pipe.__class__ = of(cast(Hashable, type(pipe)))
     plugin.switch(pipe, plugin.find("oneflow"))
     return pipe
 
 
-def _starting(original):
+def _starting(original: Callable[..., Any]) -> Callable[..., None]:
     # diffusers reads the names of the components from the signature, which wraps keeps.
     @functools.wraps(original)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *border.inward(args), **border.inward(kwargs))
         plugin.switch(self, plugin.find("oneflow"))
 
     return __init__
 
 
-def _joining(original):
+def _joining(original: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(original)
-    def __setattr__(self, name: str, value):
+    def __setattr__(self: Any, name: str, value: Any) -> None:
         before = self.__dict__.get(name)
         original(self, name, value)
         if isinstance(before, torch.nn.Module) and isinstance(value, torch.nn.Module) and before is not value:
@@ -102,7 +106,7 @@ def _joining(original):
     return __setattr__
 
 
-def _join(name: str, before: torch.nn.Module, model: torch.nn.Module):
+def _join(name: str, before: torch.nn.Module, model: torch.nn.Module) -> None:
     """Attach a model that takes the place of one on OneFlow, with the options of that one."""
     from .backend import attach, dispatcher_of, targets
 
@@ -113,7 +117,7 @@ def _join(name: str, before: torch.nn.Module, model: torch.nn.Module):
             attach(part, path, known[0].config)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
     # Unpickling finds the classes here.
     if not name.startswith(PREFIX):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

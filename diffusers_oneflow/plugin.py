@@ -6,11 +6,22 @@ point, since it may be what imported torch: an import hook extends its two `to` 
 their modules have run.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib.abc
 import importlib.machinery
 import inspect
 import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 GROUP = "diffusers.backends"
 _TARGETS = {
@@ -18,10 +29,10 @@ _TARGETS = {
     "diffusers.modular_pipelines.modular_pipeline": "ModularPipeline",
 }
 # Module -> what else is done with it right after it has run (`mock_libraries`).
-after = {}
+after: dict[str, Callable[[ModuleType], None]] = {}
 
 
-def autoload():
+def autoload() -> None:
     """Extend diffusers now where it is imported already, else when it will be. Never raises."""
     try:
         for name in {**_TARGETS, **after}:
@@ -38,7 +49,7 @@ def autoload():
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds nothing itself; wraps the loader of the two modules."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in _TARGETS and fullname not in after:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -50,16 +61,16 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.abc.Loader):
     """Runs a module as its own loader does, then extends it."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         try:
             _extend(module)
@@ -67,7 +78,7 @@ class _Loader(importlib.abc.Loader):
             print(f"diffusers_oneflow could not extend {module.__name__}: {error}", file=sys.stderr)
 
 
-def _extend(module):
+def _extend(module: ModuleType) -> None:
     if module.__name__ in _TARGETS:
         _extend_to(getattr(module, _TARGETS[module.__name__], None))
     # Once: a module may be seen both when it is found and when it has run.
@@ -75,14 +86,14 @@ def _extend(module):
         extra(module)
 
 
-def _extend_to(cls):
+def _extend_to(cls: Any) -> None:
     # A diffusers that knows backends itself is left alone.
     if cls is None or hasattr(cls.to, "_takes_backend") or "backend" in inspect.signature(cls.to).parameters:
         return
     original = cls.to
 
     @functools.wraps(original)
-    def to(self, *args, backend=None, backend_config=None, **kwargs):
+    def to(self: Any, *args: Any, backend: str | None = None, backend_config: object = None, **kwargs: Any) -> Any:
         if backend is None and backend_config is not None:
             raise ValueError("backend_config needs backend as well, as in pipe.to(backend='oneflow', backend_config=...)")
         chosen = find(backend) if backend is not None else None
@@ -92,7 +103,8 @@ def _extend_to(cls):
         return pipe
 
     to.__doc__ = (original.__doc__ or "") + _DOC
-    to._takes_backend = True
+    marked: Any = to
+    marked._takes_backend = True
     cls.to = to
 
 
@@ -110,22 +122,22 @@ class _Torch:
     """The backend every pipeline starts with: leaving all others is all it takes."""
 
     @staticmethod
-    def attach(pipe, config=None):
+    def attach(pipe: Any, config: object = None) -> None:
         """Nothing to do."""
 
     @staticmethod
-    def detach(pipe):
+    def detach(pipe: Any) -> None:
         """Nothing to do."""
 
 
-def available() -> dict[str, object]:
+def available() -> dict[str, EntryPoint | None]:
     """Backend name -> its entry point; "torch" is always there."""
     from importlib.metadata import entry_points
 
     return {"torch": None, **{point.name: point for point in entry_points(group=GROUP)}}
 
 
-def find(name: str):
+def find(name: str) -> Any:
     """The backend object called `name`, with ``attach(pipe[, config])`` and ``detach(pipe)``.
 
     Raises:
@@ -134,10 +146,10 @@ def find(name: str):
     points = available()
     if not isinstance(name, str) or name not in points:
         raise ValueError(f"unknown backend {name!r}; available: {', '.join(sorted(points))}")
-    return _Torch if points[name] is None else points[name].load()
+    return _Torch if (point := points[name]) is None else point.load()
 
 
-def switch(pipe, chosen, config=None):
+def switch(pipe: Any, chosen: Any, config: object = None) -> None:
     """Take `pipe` off every other backend and attach it to `chosen`; if that fails, it is left on torch."""
     for point in available().values():
         # Only a backend that is imported can have attached anything.

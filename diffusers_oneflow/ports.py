@@ -1,5 +1,10 @@
 """How tensors get into a graph and out of it again."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from . import engine, interop
@@ -18,9 +23,10 @@ class Port:
         shape, dtype: of the tensor.
     """
 
-    def __init__(self, shape, dtype: torch.dtype):
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._shape, self._dtype = tuple(shape), dtype
-        self._own = self._flow = None
+        self._own: torch.Tensor | None = None
+        self._flow: Any = None
         # Not a tensor of inference mode, which could not be written to outside it.
         with torch.inference_mode(False):
             own = torch.empty(self._shape, dtype=dtype)
@@ -31,7 +37,7 @@ class Port:
         if self._bytes <= _KEPT_BYTES and not interop.refusal(own):
             self._own, self._flow = own, interop.to_flow(own)
 
-    def enter(self, tensor: torch.Tensor):
+    def enter(self, tensor: torch.Tensor) -> Any:
         """The OneFlow tensor that holds what `tensor` does, whose memory no graph will change."""
         if self._own is None:
             return interop.to_flow(interop.dense(tensor))
@@ -41,7 +47,7 @@ class Port:
             self._own.copy_(tensor.detach())
         return self._flow
 
-    def leave(self) -> tuple:
+    def leave(self) -> tuple[Any, ...]:
         """``(a new tensor, the OneFlow tensor for the graph to write to, an address for `finish`)``."""
         if self._own is None:
             made = torch.empty(self._shape, dtype=self._dtype)
@@ -56,7 +62,7 @@ class Port:
         self._spare = [(tensor, tensor.data_ptr()) for tensor in made]
         return self._spare.pop()
 
-    def finish(self, address: int):
+    def finish(self, address: int) -> None:
         """After the graph has run; `address` is the third of what `leave` gave."""
         # No op of torch: nothing of it is in the caches now.
         if address:
@@ -71,13 +77,13 @@ class Inputs:
         examples: one torch tensor per input of the program.
     """
 
-    def __init__(self, program: Program, examples: list[torch.Tensor]):
+    def __init__(self, program: Program, examples: list[torch.Tensor]) -> None:
         self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
         self.names = [program.inputs[i] for i in self._positions]
         examples = list(map(interop.real, examples))
         self._ports = [Port(examples[i].shape, examples[i].dtype) for i in self._positions]
 
-    def enter(self, tensors: list[torch.Tensor]) -> list:
+    def enter(self, tensors: list[torch.Tensor]) -> list[Any]:
         """OneFlow tensors for the graph, of one tensor per input of the program."""
         return [port.enter(interop.real(tensors[i])) for i, port in zip(self._positions, self._ports)]
 
@@ -89,10 +95,10 @@ class Outputs:
         computed: the nodes that the graph has to return.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program) -> None:
         index = {name: i for i, name in enumerate(program.inputs)}
         self.computed: list[torch.fx.Node] = []
-        self._sources = []
+        self._sources: list[tuple[str, int]] = []
         for node in program.outputs:
             if node.name in index:
                 self._sources.append(("input", index[node.name]))
@@ -103,11 +109,11 @@ class Outputs:
         values = [node.meta["val"] for node in self.computed]
         self._ports = [Port(v.shape, v.dtype) for v in values]
 
-    def leave(self) -> list[tuple]:
+    def leave(self) -> list[tuple[Any, ...]]:
         """What `Port.leave` gives for each computed output."""
         return [port.leave() for port in self._ports]
 
-    def collect(self, inputs: list[torch.Tensor], leaving: list[tuple]) -> list[torch.Tensor]:
+    def collect(self, inputs: list[torch.Tensor], leaving: list[tuple[Any, ...]]) -> list[torch.Tensor]:
         """The program's outputs, of its inputs and of what `leave` gave."""
         for port, (_, _, address) in zip(self._ports, leaving):
             port.finish(address)

@@ -3,17 +3,26 @@
 What was captured is kept, a few kilobytes, and makes the capture for other sizes cheap (`retrace`), in other processes too.
 """
 
+from __future__ import annotations
+
 import contextlib
 import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from . import fingerprint, interop, passes, retrace, serialize
 from .cache import Cache, directory, key_of
 from .capture import Program
+from .libraries import Unknowable
 from .structure import Structure
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
 
 # Of one module: the kinds of calls whose captured programs are kept in memory, and how many for each.
 _KEPT, _VARIANTS = 8, 4
@@ -30,7 +39,7 @@ class Found:
     """
 
     program: Program
-    rewrites: list
+    rewrites: list[Any]
     origin: str
     seconds: dict[str, float]
 
@@ -46,15 +55,23 @@ class Programs:
         differs: why torch.export had to capture other sizes, or empty.
     """
 
-    def __init__(self, cache):
+    def __init__(self, cache: str | os.PathLike[str] | bool | None) -> None:
         folder = directory(cache)
-        self._cache = Cache(folder) if folder is not None else None
+        # Asked for only where `_state` has found something, which takes a cache.
+        self._cache: Any = Cache(folder) if folder is not None else None
         self.refusal = self.differs = ""
         # Captured programs, not rewritten: several where some sizes give other programs than others do.
-        self._captured: OrderedDict[tuple, list[bytes]] = OrderedDict()
+        self._captured: OrderedDict[tuple[Any, ...], list[bytes]] = OrderedDict()
 
     def find(
-        self, module, structure: Structure, spec: tuple, tensors: list, rest: tuple, native: bool, capture: Callable
+        self,
+        module: torch.nn.Module,
+        structure: Structure,
+        spec: tuple[Any, ...],
+        tensors: list[Any],
+        rest: tuple[Any, ...],
+        native: bool,
+        capture: Callable[..., Any],
     ) -> Found:
         """The program for a call.
 
@@ -68,7 +85,7 @@ class Programs:
         start = time.perf_counter()
         given, alike = _call(tensors, rest)
         state = self._state(module, spec)
-        key = key_of("rewritten", state.digest, *given, native) if state else None
+        key = key_of("rewritten", state.digest, *given, native) if state else ""
         stored = self._load(key, structure, tensors, state.tensors) if state else None
         if stored is not None:
             return Found(*stored, "disk cache", {"capture": time.perf_counter() - start, "passes": 0.0})
@@ -89,11 +106,11 @@ class Programs:
                 self._cache.store(other, b"".join(len(d).to_bytes(8, "little") + d for d in self._captured[token]))
         return Found(program, rewrites, origin, seconds)
 
-    def forget(self):
+    def forget(self) -> None:
         """Drop what is kept in memory."""
         self._captured.clear()
 
-    def _reshaped(self, token: tuple, key: str | None, capture: Callable) -> Program | None:
+    def _reshaped(self, token: tuple[Any, ...], key: str | None, capture: Callable[..., Any]) -> Program | None:
         """A program made with those for other sizes; None if there are none, or if torch.export has to do it."""
         if token not in self._captured:
             self._captured[token] = self._read(key) if key else []
@@ -102,12 +119,13 @@ class Programs:
         if not self._captured[token]:
             return None
         try:
-            return capture([serialize.loads(zlib.decompress(data))[0] for data in self._captured[token]])
+            made: Program = capture([serialize.loads(zlib.decompress(data))[0] for data in self._captured[token]])
+            return made
         except retrace.Differs as reason:
             self.differs = str(reason)
             return None
 
-    def _keep(self, token: tuple, program: Program):
+    def _keep(self, token: tuple[Any, ...], program: Program) -> None:
         if len(self._captured[token]) < _VARIANTS:
             # Constants are compared by shape and dtype, which their nodes have; tables of a module may be large.
             bare = replace(program, constants={name: t.new_empty(0) for name, t in program.constants.items()})
@@ -116,7 +134,8 @@ class Programs:
                 self._captured[token].append(zlib.compress(serialize.dumps(bare), 1))
 
     def _read(self, key: str) -> list[bytes]:
-        data, found = self._cache.load(key) or b"", []
+        data: bytes = self._cache.load(key) or b""
+        found = []
         while data:
             size = 8 + int.from_bytes(data[:8], "little")
             found.append(data[8:size])
@@ -129,20 +148,22 @@ class Programs:
             return []
         return found
 
-    def _state(self, module, spec) -> fingerprint.Fingerprint | None:
+    def _state(self, module: torch.nn.Module, spec: tuple[Any, ...]) -> fingerprint.Fingerprint | None:
         """What the program depends on but for the call's tensors; None without a cache, or where that cannot be told."""
         if self._cache is None:
             return None
         try:
             self.refusal = ""
             return fingerprint.fingerprint(module, spec)
-        except fingerprint.Unknowable as reason:
+        except Unknowable as reason:
             self.refusal = f"it holds {reason}"
         except RecursionError:
             self.refusal = "it is nested too deeply"
         return None
 
-    def _load(self, key: str, structure: Structure, tensors: list, live: list) -> tuple | None:
+    def _load(
+        self, key: str, structure: Structure, tensors: list[Any], live: list[Any]
+    ) -> tuple[Program, list[serialize.Pass]] | None:
         data = self._cache.load(key)
         if data is None:
             return None
@@ -154,7 +175,7 @@ class Programs:
             return None
         return program, rewrites
 
-    def _store(self, key: str, program: Program, rewrites: list, live: list):
+    def _store(self, key: str, program: Program, rewrites: list[Any], live: list[Any]) -> None:
         try:
             data = serialize.dumps(program, rewrites, live)
         except serialize.Unwritable as reason:
@@ -163,14 +184,14 @@ class Programs:
         self._cache.store(key, data)
 
 
-def _call(tensors: list, rest: tuple) -> tuple[tuple, tuple]:
+def _call(tensors: list[Any], rest: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """What a call gives to a key, and the same without sizes."""
     kinds = tuple((type(t).__qualname__, t.dtype, t.device, t.layout) for t in tensors)
     sizes = tuple((tuple(t.shape), t.stride(), t.is_conj(), t.is_neg()) for t in tensors)
     return (kinds, sizes, rest), (kinds, tuple(t.ndim for t in tensors), rest)
 
 
-def _check(program: Program, structure: Structure, tensors: list):
+def _check(program: Program, structure: Structure, tensors: list[Any]) -> None:
     """A stored program must fit the module and the call: its key says that it does, and this costs nothing."""
     placeholders = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     pairs = [(placeholders[name], structure.weights.get(qualified)) for name, qualified in program.weights.items()]

@@ -1,5 +1,7 @@
 """A progress bar for the compilation of large models."""
 
+from __future__ import annotations
+
 import sys
 
 from tqdm import tqdm
@@ -19,7 +21,7 @@ class Bar:
         show: True, False, or None for "on a terminal only".
     """
 
-    def __init__(self, path: str, weight_bytes: int, show: bool | None):
+    def __init__(self, path: str, weight_bytes: int, show: bool | None) -> None:
         visible = sys.stderr.isatty() if show is None else show
         self._bar = None
         if visible and weight_bytes >= _LARGE:
@@ -27,14 +29,14 @@ class Bar:
             self._bar = tqdm(total=100, desc=f"{path}: capture", bar_format=layout, leave=False)
         self._path = path
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Bar:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def stage(self, name: str, done: float):
+    def stage(self, name: str, done: float) -> None:
         """Stage `name` (capture, passes, lowering, compiling) is `done` of 1 through."""
         if self._bar is None:
             return

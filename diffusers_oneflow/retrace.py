@@ -6,9 +6,13 @@ must be the exported program, op by op and argument by argument, and may differ 
 module's code has just computed for itself. Where it is not, torch.export has to do it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import operator
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -19,8 +23,9 @@ from .capture import TRACE_LOCK, Program, as_it_is, install_output_hooks, observ
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
+_GETTERS: Any = torch.Tensor
 _ANSWERS = {
-    torch.Tensor.device.__get__: torch.device("cpu"), torch.Tensor.is_meta.__get__: False, torch.Tensor.is_cpu.__get__: True,
+    _GETTERS.device.__get__: torch.device("cpu"), _GETTERS.is_meta.__get__: False, _GETTERS.is_cpu.__get__: True,
 }  # fmt: skip
 _CHECKS = "aten._assert_tensor_metadata.default"
 
@@ -29,7 +34,14 @@ class Differs(Exception):
     """The module computes something else for these sizes, or does what only torch.export can follow; the message says what."""
 
 
-def retrace(module: torch.nn.Module, tensors: list, rebuild, flatten, known: list[Program], adapted=as_it_is) -> Program:
+def retrace(
+    module: torch.nn.Module,
+    tensors: list[Any],
+    rebuild: Callable[..., Any],
+    flatten: Callable[..., Any],
+    known: list[Program],
+    adapted: Callable[..., Any] = as_it_is,
+) -> Program:
     """What `capture.capture` would give for `tensors`, with the help of what it gave for tensors of other sizes.
 
     Args:
@@ -57,7 +69,7 @@ def retrace(module: torch.nn.Module, tensors: list, rebuild, flatten, known: lis
     raise Differs("; ".join(reasons))
 
 
-def tidy(program: Program):
+def tidy(program: Program) -> None:
     """Take out of a captured program what computes nothing, in place: the exporter's checks, and what nobody reads."""
     for node in reversed(program.graph.nodes):
         if str(node.target) == _CHECKS and not node.users:
@@ -68,7 +80,9 @@ def tidy(program: Program):
 class _Devices(TorchFunctionMode):
     """Tensors without data say that they are on the CPU, as those of the exporter do."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if function in _ANSWERS:
             return _ANSWERS[function]
         return function(*args, **(kwargs or {}))
@@ -77,13 +91,13 @@ class _Devices(TorchFunctionMode):
 class _Recorder(ProxyTorchDispatchMode):
     """Writes down every op before torch takes it apart, and computes shapes alone."""
 
-    def __init__(self):
-        super().__init__(None, "fake", pre_dispatch=True)
-        self.calls: list[tuple] = []
+    def __init__(self) -> None:
+        super().__init__(cast(Any, None), "fake", pre_dispatch=True)
+        self.calls: list[tuple[Any, ...]] = []
         # Tensors with data that the module's code holds or makes: id -> (the tensor, one without data in its place).
         self.real: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             raise Differs(f"{func} changes a tensor")
@@ -99,12 +113,12 @@ class _Recorder(ProxyTorchDispatchMode):
         self.calls.append((func, args, kwargs, made))
         return made
 
-    def depends(self, tensor: torch.Tensor, given, held: set[int]) -> bool:
+    def depends(self, tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
         """Whether a tensor was computed from tensors that are `given`, whose id is in `held`, or of which nothing is known."""
         with torch._C.DisableTorchFunction():  # tensors say now what they are
             return self._depends(tensor, given, held)
 
-    def _depends(self, tensor, given, held) -> bool:
+    def _depends(self, tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
         made = {key: (args, kwargs) for _, args, kwargs, result in self.calls for t in _tensors(result) for key in _keys(t)}
         roots, known = {id(t) for t in given} | held, {key for pair in self.real.items() for key in (pair[0], id(pair[1][1]))}
         stack, seen = [tensor], set()
@@ -120,7 +134,7 @@ class _Recorder(ProxyTorchDispatchMode):
                 stack += _tensors(source)
         return False
 
-    def _empty(self, value):
+    def _empty(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value if value.device is _META or value.is_meta else self._stand_in(value)
         if isinstance(value, torch.device):
@@ -129,7 +143,7 @@ class _Recorder(ProxyTorchDispatchMode):
             return type(value)(map(self._empty, value)) if type(value) in (list, tuple) else value
         return {k: self._empty(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-    def _stand_in(self, tensor):
+    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self.real:
             self.real[id(tensor)] = (tensor, _without_data(tensor))
         return self.real[id(tensor)][1]
@@ -140,7 +154,13 @@ def _without_data(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
-def _trace(module, tensors, rebuild, flatten, adapted) -> Program:
+def _trace(
+    module: torch.nn.Module,
+    tensors: list[torch.Tensor],
+    rebuild: Callable[..., Any],
+    flatten: Callable[..., Any],
+    adapted: Callable[..., Any],
+) -> Program:
     module = twin(module)
     install_output_hooks(module)
     weights: dict[int, tuple[str, torch.Tensor]] = {}  # id of the tensor, or of the one in its place -> name, the latter
@@ -168,12 +188,12 @@ def _trace(module, tensors, rebuild, flatten, adapted) -> Program:
     return program
 
 
-def _program(recorder: _Recorder, inputs: list, weights: dict, outputs: tuple) -> Program:
+def _program(recorder: _Recorder, inputs: list[Any], weights: dict[Any, Any], outputs: tuple[Any, ...]) -> Program:
     graph = torch.fx.Graph()
     program = Program(graph, [], {}, {}, [], None)
-    nodes: dict[int, torch.fx.Node] = {}
+    nodes: dict[Any, torch.fx.Node] = {}  # by id, and by place
 
-    def placeholder(name, tensor, empty):
+    def placeholder(name: str, tensor: torch.Tensor, empty: torch.Tensor) -> str:
         node = nodes[id(tensor)] = nodes[id(empty)] = graph.placeholder(name)
         node.meta["val"] = empty
         return node.name
@@ -210,25 +230,25 @@ def _program(recorder: _Recorder, inputs: list, weights: dict, outputs: tuple) -
     return program
 
 
-def _node(tensor: torch.Tensor, nodes: dict) -> torch.fx.Node:
+def _node(tensor: torch.Tensor, nodes: dict[Any, torch.fx.Node]) -> torch.fx.Node:
     node = nodes.get(id(tensor)) or nodes.get(_place(tensor))
     if node is None:
         raise Differs("it uses a tensor of unknown origin")
     return node
 
 
-def _place(tensor: torch.Tensor) -> tuple:
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What tells whether two tensors are one: torch hands the results of factories on in other objects."""
     if not tensor.is_meta:
         return (id(tensor),)
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _keys(tensor: torch.Tensor) -> tuple:
+def _keys(tensor: torch.Tensor) -> tuple[Any, ...]:
     return id(tensor), _place(tensor)
 
 
-def _tensors(value):
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -238,7 +258,7 @@ def _tensors(value):
         yield from _tensors(list(value.values()))
 
 
-def _mapped(value, nodes: dict):
+def _mapped(value: Any, nodes: dict[Any, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return _node(value, nodes)
     if isinstance(value, (list, tuple)):
@@ -247,7 +267,7 @@ def _mapped(value, nodes: dict):
     return {k: _mapped(v, nodes) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]):
+def _compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]) -> None:
     """Raise `Differs` unless both are the same but for sizes; then the new one gets the old one's places in the source."""
     same: dict[torch.fx.Node, torch.fx.Node] = {}  # of the known program -> of the traced one
     before, after = ([n for n in p.graph.nodes if n.op == "call_function"] for p in (known, traced))
@@ -256,12 +276,12 @@ def _compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]):
     old, new = ({n.name: n for n in p.graph.nodes if n.op == "placeholder"} for p in (known, traced))
     same.update((old[a], new[b]) for a, b in zip(known.inputs, traced.inputs))
 
-    def placeholders(a, b):
+    def placeholders(a: torch.fx.Node, b: torch.fx.Node) -> bool:
         if a.name in known.weights and b.name in traced.weights:
             return weights[known.weights[a.name]] is weights[traced.weights[b.name]]
         return a.name in known.constants and b.name in traced.constants
 
-    def alike(a, b) -> bool:
+    def alike(a: Any, b: Any) -> bool:
         if isinstance(a, torch.fx.Node) and isinstance(b, torch.fx.Node):
             if a not in same and a.op == b.op == "placeholder" and placeholders(a, b):
                 same[a] = b
@@ -271,8 +291,8 @@ def _compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]):
         if type(a) is not type(b):
             return False
         if type(a) is float:
-            return a.hex() == b.hex()
-        return type(a) is int or a == b
+            return bool(a.hex() == b.hex())
+        return type(a) is int or bool(a == b)
 
     for a, b in zip(before, after):
         fits = a.target is b.target and alike(a.args, b.args)
@@ -289,7 +309,7 @@ def _compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]):
             raise Differs(f"the tensor {b.name} is of another kind")
 
 
-def _same_kind(a, b) -> bool:
+def _same_kind(a: Any, b: Any) -> bool:
     """As many dimensions, and the same dtype."""
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same_kind, a, b))
@@ -299,21 +319,21 @@ def _same_kind(a, b) -> bool:
 class _Here:
     """True in the thread that made it, until `end`; false in all others, which run meanwhile as ever."""
 
-    def __init__(self):
-        self._owner = threading.get_ident()
+    def __init__(self) -> None:
+        self._owner: int | None = threading.get_ident()
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return threading.get_ident() == self._owner
 
-    def end(self):
+    def end(self) -> None:
         self._owner = None
 
 
 @contextlib.contextmanager
-def _as_in_export():
+def _as_in_export() -> Iterator[None]:
     """What code may ask for while it is exported; torch keeps it for all threads. Code that asks for more than whether it is
     true finds another object than True, and at worst gives another program than the exported one, which is then not used."""
-    flags = torch.compiler
+    flags: Any = torch.compiler
     before = flags._is_compiling_flag, flags._is_exporting_flag
     here = flags._is_compiling_flag = flags._is_exporting_flag = _Here()
     try:

@@ -4,13 +4,17 @@ What a graph may hold is spelled out here, value by value; what is not listed ca
 names that must have a lowering, and types of results must be loaded already and of the few kinds that `signature` knows.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import operator
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,7 +57,7 @@ class Pass:
     near_misses: list[str] = field(default_factory=list)
 
 
-def dumps(program: Program, rewrites: list = (), live: list[torch.Tensor] = ()) -> bytes:
+def dumps(program: Program, rewrites: Sequence[Any] = (), live: Sequence[torch.Tensor] = ()) -> bytes:
     """A program, rewritten or not, and what the passes did.
 
     Args:
@@ -84,7 +88,7 @@ def dumps(program: Program, rewrites: list = (), live: list[torch.Tensor] = ()) 
     return save(tensors, {"program": json.dumps(document, separators=(",", ":"))})
 
 
-def _places(tensor: torch.Tensor):
+def _places(tensor: torch.Tensor) -> Iterator[tuple[bool, tuple[Any, ...]]]:
     """``(whether as real numbers, what tells tensors on the same memory from others)`` of a tensor."""
     if tensor.layout != torch.strided or not tensor.numel():
         return
@@ -99,7 +103,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().clone()
 
 
-def loads(data: bytes, live: list[torch.Tensor] = ()) -> tuple[Program, list[Pass]]:
+def loads(data: bytes, live: Sequence[torch.Tensor] = ()) -> tuple[Program, list[Pass]]:
     """The program that `dumps` wrote, and what the passes did.
 
     Args:
@@ -117,7 +121,7 @@ def loads(data: bytes, live: list[torch.Tensor] = ()) -> tuple[Program, list[Pas
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 
 
-def _read(data: bytes, live: list[torch.Tensor]) -> tuple[Program, list[Pass]]:
+def _read(data: bytes, live: Sequence[torch.Tensor]) -> tuple[Program, list[Pass]]:
     tensors = load(data)
     size = int.from_bytes(data[:8], "little")
     document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["program"])
@@ -135,24 +139,24 @@ def _read(data: bytes, live: list[torch.Tensor]) -> tuple[Program, list[Pass]]:
     return program, [Pass(*made) for made in document["passes"]]
 
 
-def _living(live: list[torch.Tensor], number: int, real: bool) -> torch.Tensor:
+def _living(live: Sequence[torch.Tensor], number: int, real: bool) -> torch.Tensor:
     tensor = live[number].detach()
     return torch.view_as_real(tensor) if real else tensor
 
 
-def _placeholder(nodes: list, position: int) -> str:
+def _placeholder(nodes: list[Any], position: int) -> str:
     if nodes[position].op != "placeholder":
         raise Unreadable(f"node {position} is no placeholder")
-    return nodes[position].name
+    return str(nodes[position].name)
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise Unreadable(f"{value!r} is no name")
     return value
 
 
-def _write_node(node: torch.fx.Node, index: dict) -> list:
+def _write_node(node: torch.fx.Node, index: dict[Any, Any]) -> list[Any]:
     """``[name, op or None, args, kwargs, what it makes, where it comes from]``."""
     made = _write_made(node.meta.get("val"))
     if node.op == "placeholder":
@@ -168,7 +172,7 @@ def _write_node(node: torch.fx.Node, index: dict) -> list:
     return [node.name, name, [_write(v, index) for v in node.args], kwargs, made, where(node)]
 
 
-def _read_node(graph: torch.fx.Graph, written: list, nodes: list) -> torch.fx.Node:
+def _read_node(graph: torch.fx.Graph, written: list[Any], nodes: list[Any]) -> torch.fx.Node:
     name, op, args, kwargs, made, place = written
     if op is None:
         node = graph.placeholder(_text(name))
@@ -189,7 +193,7 @@ def _read_node(graph: torch.fx.Graph, written: list, nodes: list) -> torch.fx.No
     return node
 
 
-def _op(name: str):
+def _op(name: str) -> Any:
     """The op called `name`, if it is one that graphs can hold."""
     from . import kernels, lowering
 
@@ -205,7 +209,7 @@ def _op(name: str):
     return op if isinstance(op, torch._ops.OpOverload) else None
 
 
-def _write(value, index: dict):
+def _write(value: Any, index: dict[Any, Any]) -> Any:
     """An argument of a node in JSON: plain values as they are, all others as ``{kind: value}``."""
     if isinstance(value, torch.fx.Node):
         return {"node": index[value]}
@@ -225,7 +229,7 @@ def _write(value, index: dict):
     raise Unwritable(f"a value of type {type(value).__name__}")
 
 
-def _read_value(value, nodes: list):
+def _read_value(value: Any, nodes: list[Any]) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, list):
@@ -242,13 +246,13 @@ def _read_value(value, nodes: list):
     return _constant(kind, inner)
 
 
-def _constant(kind: str, name: str):
+def _constant(kind: str, name: str) -> Any:
     if name not in _TORCH_NAMED[kind]:
         raise Unreadable(f"torch.{name} is no {kind}")
     return _TORCH_NAMED[kind][name]
 
 
-def _write_made(value):
+def _write_made(value: Any) -> Any:
     """Shape and dtype of what a node makes; of several tensors one by one."""
     if value is None:
         return None
@@ -259,7 +263,7 @@ def _write_made(value):
     raise Unwritable(f"a node that makes a {type(value).__name__}")
 
 
-def _read_made(written):
+def _read_made(written: Any) -> Any:
     if written is None:
         return None
     if isinstance(written, dict):
@@ -268,7 +272,7 @@ def _read_made(written):
     return torch.empty(shape, dtype=_constant("dtype", dtype), device="meta")
 
 
-def _write_spec(spec: tuple) -> list:
+def _write_spec(spec: tuple[Any, ...]) -> list[Any]:
     """A `signature.Flat`'s description of a result."""
     tag = spec[0]
     if tag == "tensor":
@@ -289,7 +293,7 @@ def _write_spec(spec: tuple) -> list:
     return [tag, name, [[c[0], _write_spec(c[1])] if named else _write_spec(c) for c in children]]
 
 
-def _read_spec(written: list) -> tuple:
+def _read_spec(written: list[Any]) -> tuple[Any, ...]:
     tag = written[0]
     if tag == "tensor":
         return (tag, int(written[1]))

@@ -1,11 +1,14 @@
 """A call's arguments, or its result, taken apart into tensors, numbers and a hashable description of the rest."""
 
+from __future__ import annotations
+
 import dataclasses
 import enum
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,12 +30,12 @@ class Flat:
         numbers: Python floats and ints that may become inputs of a graph, in order.
     """
 
-    spec: tuple = ()
+    spec: tuple[Any, ...] = ()
     tensors: list[torch.Tensor] = field(default_factory=list)
     numbers: list[float | int] = field(default_factory=list)
 
 
-def flatten(value, open_numbers: bool = False) -> Flat:
+def flatten(value: Any, open_numbers: bool = False) -> Flat:
     """Take `value` apart: tensors, dicts, lists, tuples, named tuples, dataclasses, ModelOutputs, plain values.
 
     Args:
@@ -53,7 +56,7 @@ def flatten(value, open_numbers: bool = False) -> Flat:
     return flat
 
 
-def _describe(value, flat: Flat, open_depth: int) -> tuple:
+def _describe(value: Any, flat: Flat, open_depth: int) -> tuple[Any, ...]:
     kind = type(value)
     if kind in _COMMON:
         return ("plain", kind, value)
@@ -88,7 +91,7 @@ def _describe(value, flat: Flat, open_depth: int) -> tuple:
     raise Unkeyable(f"an argument of type {kind.__module__}.{kind.__qualname__}")
 
 
-def places(spec: tuple) -> Iterator[int]:
+def places(spec: tuple[Any, ...]) -> Iterator[int]:
     """The number of the tensor at each place of a spec: a tensor that is in two places comes twice."""
     form, *rest = spec
     if form == "tensor":
@@ -101,14 +104,14 @@ def places(spec: tuple) -> Iterator[int]:
             yield from places(part)
 
 
-def kind(tensor: torch.Tensor) -> tuple:
+def kind(tensor: torch.Tensor) -> tuple[Any, ...]:
     """All of a tensor but its content: code may ask for any of it."""
     strides = None if tensor.layout != torch.strided or tensor.is_contiguous() else tensor.stride()
     views = tensor.is_conj(), tensor.is_neg()
     return type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout, strides, views
 
 
-def rebuild(spec: tuple, tensors: Sequence[torch.Tensor], numbers: Sequence = ()):
+def rebuild(spec: tuple[Any, ...], tensors: Sequence[torch.Tensor], numbers: Sequence[Any] = ()) -> Any:
     """The value that `flatten` took apart, with other tensors and numbers in the places of its own."""
     tag = spec[0]
     if tag == "tensor":
@@ -123,19 +126,21 @@ def rebuild(spec: tuple, tensors: Sequence[torch.Tensor], numbers: Sequence = ()
     if tag in ("sequence", "namedtuple"):
         items = [rebuild(c, tensors, numbers) for c in children]
         return kind(*items) if tag == "namedtuple" else kind(items)
-    items = {k: rebuild(c, tensors, numbers) for k, c in children}
+    named = {k: rebuild(c, tensors, numbers) for k, c in children}
     if tag == "dict":
-        return kind(items)
+        return kind(named)
     if tag == "output":
-        return kind(**items)
+        return kind(**named)
     # A dataclass: field by field, since __init__ may take other arguments or check them.
     made = object.__new__(kind)
-    for name, item in items.items():
+    for name, item in named.items():
         object.__setattr__(made, name, item)
     return made
 
 
-def rebuild_call(spec: tuple, tensors: Sequence[torch.Tensor], numbers: Sequence = ()) -> tuple[tuple, dict]:
+def rebuild_call(
+    spec: tuple[Any, ...], tensors: Sequence[torch.Tensor], numbers: Sequence[Any] = ()
+) -> tuple[tuple[Any, ...], dict[Any, Any]]:
     """``(args, kwargs)`` of a call that was flattened with open numbers."""
     positional, named = spec
     args = tuple(rebuild(c, tensors, numbers) for c in positional)

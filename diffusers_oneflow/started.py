@@ -1,5 +1,7 @@
 """When this process was started; noted when the package is imported, since a fork has to know when its parent read its code."""
 
+from __future__ import annotations
+
 import os
 
 

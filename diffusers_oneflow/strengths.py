@@ -4,10 +4,14 @@ peft keeps them as floats in a dictionary `scaling` of each of its layers, which
 diffusers multiplies them by the `scale` of a call's attention arguments for as long as the call takes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,7 +49,8 @@ def is_adapted(module: torch.nn.Module) -> bool:
 
 def found(name: str, module: torch.nn.Module) -> list[Strength] | None:
     """The strengths of a module's own adapters, if it is a layer of LoRA whose strengths graphs can take as inputs, or None."""
-    scaling, adapters = module.__dict__.get("scaling"), module._modules.get("lora_A")
+    scaling: Any = module.__dict__.get("scaling")
+    adapters: Any = module._modules.get("lora_A")
     if type(scaling) is not dict or adapters is None or not is_adapted(module):
         return None
     if not all(type(v) is float or (isinstance(v, torch.Tensor) and v.ndim == 0) for v in scaling.values()):
@@ -59,11 +64,11 @@ class Groups:
     Groups are split when their members differ, and never joined again, so that few graphs come of many settings.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._latest: tuple[int, ...] = ()
         self._numbers: dict[tuple[int, ...], int] = {}
 
-    def sort(self, strengths: list[Strength]) -> "Sorted":
+    def sort(self, strengths: list[Strength]) -> Sorted:
         """The strengths by group; split where they differ now."""
         before = self._latest or (0,) * len(strengths)
         alike = [(old, s.adapter, s.scalable, type(s.value), s.number.hex()) for old, s in zip(before, strengths)]
@@ -80,7 +85,7 @@ class Sorted:
         layout: that way and all of the strengths but their values, the same in every process.
     """
 
-    def __init__(self, strengths: list[Strength], groups: tuple[int, ...], number: int):
+    def __init__(self, strengths: list[Strength], groups: tuple[int, ...], number: int) -> None:
         self._strengths, self._groups, self.number = strengths, groups, number
         self.layout = tuple(
             (s.layer, s.adapter, s.scalable, type(s.value) is float, group) for s, group in zip(strengths, groups)
@@ -96,9 +101,9 @@ class Sorted:
         return [s.number * (factor if s.scalable else 1.0) for s in self._firsts]
 
     @contextlib.contextmanager
-    def put(self, module: torch.nn.Module, values: list):
+    def put(self, module: torch.nn.Module, values: Sequence[Any]) -> Iterator[None]:
         """Let the layers of `module` have these strengths, one for each group, tensors or floats, and then their own."""
-        layers = {s.layer: module.get_submodule(s.layer) for s in self._strengths}
+        layers: dict[str, Any] = {s.layer: module.get_submodule(s.layer) for s in self._strengths}
         before = {name: dict(layer.scaling) for name, layer in layers.items()}
         try:
             for s, group in zip(self._strengths, self._groups):
@@ -116,7 +121,7 @@ class Sorted:
                 layer.scaling.update(before[name])
 
 
-def take_factor(module: torch.nn.Module, kwargs: dict) -> tuple[dict, float]:
+def take_factor(module: torch.nn.Module, kwargs: dict[Any, Any]) -> tuple[dict[Any, Any], float]:
     """A call's keywords without the `scale` by which diffusers multiplies all strengths, and that number (1.0: none)."""
     name = _keyword(type(module).forward)
     options = kwargs.get(name) if name is not None else None
@@ -127,7 +132,7 @@ def take_factor(module: torch.nn.Module, kwargs: dict) -> tuple[dict, float]:
 
 
 @functools.cache
-def _keyword(forward) -> str | None:
+def _keyword(forward: Any) -> str | None:
     """The argument in which a model's `forward` looks for `scale`, if it is wrapped by diffusers for that."""
     if getattr(forward, "__globals__", {}).get("__name__") != _WRAPPER[0]:
         return None
@@ -135,7 +140,7 @@ def _keyword(forward) -> str | None:
     return cells[_WRAPPER[1]].cell_contents if _WRAPPER[1] in cells else None
 
 
-def after(module: torch.nn.Module, factor: float):
+def after(module: torch.nn.Module, factor: float) -> None:
     """What diffusers leaves behind after a call with a `scale` of 0: strengths as adapters were loaded with."""
     if factor == 0:
         from diffusers.utils.peft_utils import unscale_lora_layers

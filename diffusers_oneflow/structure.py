@@ -6,10 +6,13 @@ is part of the module's structure. A call compares it in microseconds: Python gi
 a version number (PEP 509), and only where one has changed is the structure read again.
 """
 
+from __future__ import annotations
+
 import collections
 import gc
 import struct
 import types
+from typing import Any, cast
 
 import torch
 
@@ -54,31 +57,31 @@ class Structure:
         refusal: why a module in this state must run in torch, or None.
     """
 
-    def __init__(self, module: torch.nn.Module):
+    def __init__(self, module: torch.nn.Module) -> None:
         self.refusal: str | None = None
         self.weights: dict[str, torch.Tensor] = {}
         self.strengths: list[strengths.Strength] = []
         self.factor_known = True
-        self._dicts: list[dict] = []
-        self._lists: list[list] = []
-        self._snapshots: list[tuple] = []  # of what has no version: how it is read, what was read
+        self._dicts: list[dict[Any, Any]] = []
+        self._lists: list[list[Any]] = []
+        self._snapshots: list[tuple[Any, ...]] = []  # of what has no version: how it is read, what was read
         self._tensors: list[torch.Tensor] = []  # that are no parameters or buffers
-        self._alive: list = []  # objects known by identity must not be replaced by others at the same address
+        self._alive: list[Any] = []  # objects known by identity must not be replaced by others at the same address
         self._seen: dict[int, int] = {}  # id of what was followed -> its number
         self._classes: dict[type, None] = {}
-        self._read: set[tuple] = set()  # id of a module's dictionary, name in it
+        self._read: set[tuple[Any, ...]] = set()  # id of a module's dictionary, name in it
         self._place, self._in_classes, self._named = "", False, False
         self._outside: str | None = None
         # All but the module itself: it is to be freed with its last reference, not by the garbage collector.
         modules = [sub for sub in module.modules() if sub is not module]
         self._modules = {id(module), *map(id, modules)}
-        self._objects: list = list(modules)
+        self._objects: list[Any] = list(modules)
         types = list({type(module): None, **dict.fromkeys(map(type, modules))})
         for hooks in _GLOBAL_HOOKS:
             self._dicts.append(hooks)
             if hooks:
                 self.refusal = "there are forward hooks of all modules, whose Python code must run in every call"
-        self.key = tuple(self._describe(name, sub) for name, sub in module.named_modules(remove_duplicate=False))
+        self.key: tuple[Any, ...] = tuple(self._describe(name, sub) for name, sub in module.named_modules(remove_duplicate=False))
         for cls in types:
             self._meet(cls)
         code = self._code()
@@ -89,8 +92,9 @@ class Structure:
         self.wide = any(t.dtype == torch.float64 for t in tensors)
         devices = {t.device for t in tensors}
         self.device = devices.pop() if len(devices) == 1 else torch.device("cpu")
-        self.token, self.sorted = -1, None  # set by the dispatcher
-        self.key = (self.key, code, tuple(self.weights), self.weights_key, layouts, tuple(t.forward for t in types))
+        self.token = -1  # this and the next are set by the dispatcher
+        self.sorted: Any = None
+        self.key = (self.key, code, tuple(self.weights), self.weights_key, layouts, tuple(cast(Any, t).forward for t in types))
         handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, (*tensors, *self._tensors)))
         self._watch = engine.native().StructureWatch(self._dicts, self._lists, self._objects, types, handles)
 
@@ -98,7 +102,7 @@ class Structure:
         """True if nothing was written to the module since; costs some 10 microseconds for 300 submodules."""
         return not self._watch.changed() and all(read() == known for read, known in self._snapshots)
 
-    def _describe(self, name: str, module: torch.nn.Module) -> tuple:
+    def _describe(self, name: str, module: torch.nn.Module) -> tuple[Any, ...]:
         attributes = module.__dict__
         self._dicts.append(attributes)
         self._dicts.extend(attributes[t] for t in TABLES)
@@ -114,17 +118,17 @@ class Structure:
         kinds = tuple((k, v.dtype, v.device) for k, v in tensors if v is not None)
         return name, type(module), values, kinds
 
-    def _fixed(self, name: str, module: torch.nn.Module) -> dict:
+    def _fixed(self, name: str, module: torch.nn.Module) -> dict[Any, Any]:
         """The attributes of a module that a graph depends on, with None for strengths of adapters, which are its inputs."""
         attributes, found = fixed(name, module)
         if found is None:
             self.factor_known = self.factor_known and not strengths.is_adapted(module)
         else:
             self.strengths += found
-            self._dicts.append(module.scaling)
+            self._dicts.append(module.__dict__["scaling"])
         return attributes
 
-    def _refuse(self, name: str, module: torch.nn.Module):
+    def _refuse(self, name: str, module: torch.nn.Module) -> None:
         attributes = module.__dict__
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         traceable = _TRACEABLE_WITHIN if name else _TRACEABLE_HOOKS
@@ -137,7 +141,7 @@ class Structure:
         elif name and attributes.get("_compiled_call_impl") is not None and "_oneflow_dispatcher" not in attributes:
             self.refusal = self.refusal or f"{self._place} was compiled by torch.compile"
 
-    def _value(self, value, depth: int = DEPTH):
+    def _value(self, value: Any, depth: int = DEPTH) -> tuple[Any, ...]:
         """A hashable description of an attribute; follows what it holds."""
         kind = type(value)
         if kind is float:
@@ -169,7 +173,7 @@ class Structure:
         self._seen[self._identity(value)] = len(self._seen)
         return self._followed(value, depth)
 
-    def _followed(self, value, depth: int):
+    def _followed(self, value: Any, depth: int) -> tuple[Any, ...]:
         kind = type(value)
         try:
             read = snapshot(value)
@@ -195,11 +199,11 @@ class Structure:
         own = kind in (dict, list, tuple, set, frozenset, collections.deque)
         return (kind, items) if own else (kind, id(value), known, items)
 
-    def _meet(self, cls: type):
+    def _meet(self, cls: type) -> None:
         """Take in a class and its bases."""
         self._classes.update(dict.fromkeys(filter(is_mutable_class, cls.__mro__)))
 
-    def _code(self) -> tuple:
+    def _code(self) -> tuple[Any, ...]:
         """The attributes of all classes that were met, and what their functions read of modules of code."""
         described, done, self._in_classes = [], 0, True
         # More are met on the way.
@@ -216,7 +220,7 @@ class Structure:
             described.append((cls, tuple([(k, self._value(v)) for k, v in attributes if k not in _CLASS_NOISE])))
         return tuple(described)
 
-    def _function(self, function: types.FunctionType, depth: int) -> tuple:
+    def _function(self, function: types.FunctionType, depth: int) -> tuple[Any, ...]:
         """What a function holds, and what it and those that it names read of the modules that they stand in.
 
         Functions of installed packages are followed no further than from a class or an attribute to what they name.
@@ -244,7 +248,7 @@ class Structure:
         self._named = before
         return tuple(described)
 
-    def _global(self, value, names: tuple[str, ...], place: str, depth: int):
+    def _global(self, value: Any, names: tuple[str, ...], place: str, depth: int) -> tuple[Any, ...]:
         if isinstance(value, types.ModuleType) and origin(value.__name__) == "user":
             inner = vars(value)
             self._dicts.append(inner)
@@ -254,12 +258,12 @@ class Structure:
             return self._value(value, depth)
         return (type(value), self._identity(value))
 
-    def _identity(self, value) -> int:
+    def _identity(self, value: object) -> int:
         self._alive.append(value)
         return id(value)
 
 
-def fixed(name: str, module: torch.nn.Module) -> tuple[dict, list[strengths.Strength] | None]:
+def fixed(name: str, module: torch.nn.Module) -> tuple[dict[Any, Any], list[strengths.Strength] | None]:
     """``(attributes, strengths)`` of a module: the former with None for strengths that are floats; the latter may be None."""
     attributes, found = module.__dict__, strengths.found(name, module)
     if _own_forward(module):
@@ -278,8 +282,8 @@ def _own_forward(module: torch.nn.Module) -> bool:
 class Interned:
     """Gives equal structures the same token."""
 
-    def __init__(self):
-        self._known: dict[tuple, Structure] = {}
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Structure] = {}
         self._next = 0
 
     def intern(self, structure: Structure, in_use: set[int]) -> Structure:

@@ -13,6 +13,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 LINES = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text()).splitlines()
+# Beside this Python, whose environment need not be active.
+HADOLINT = shutil.which("hadolint", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
 STEPS = [line.split(maxsplit=1) for line in LINES if line and not line.startswith("#")]
 
 
@@ -106,7 +108,7 @@ def test_the_token_reaches_the_hub(monkeypatch):
     assert get_token() == "hf_not_a_token"
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 def test_hadolint_finds_nothing():
-    done = subprocess.run(["hadolint", str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    done = subprocess.run([HADOLINT, str(ROOT / "Dockerfile")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

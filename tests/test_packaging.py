@@ -1,10 +1,13 @@
-"""What a fresh machine needs: a Python that is found, a lock file that is whole, an archive with every file."""
+"""What a fresh machine needs: a Python that is found, a lock file that is whole, archives that hold and run all there is."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +17,13 @@ import tomli
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import diffusers_oneflow
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
 OLD = {"python_version": "3.10", "python_full_version": "3.10.13", "sys_platform": "linux"}
 NEW = {**OLD, "python_version": "3.12", "python_full_version": "3.12.1"}
+SETS = ("amx", "avx2", "avx512", "avx512bf16")
 
 
 def locked() -> dict[str, str]:
@@ -136,24 +142,126 @@ def test_setup_runs_again_only_when_something_changed(tmp_path, changed, runs):
         assert command in said
 
 
-def test_the_source_archive_holds_every_file_of_the_package(tmp_path):
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if tracked.returncode:
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The files of the repository that are there."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
         pytest.skip("not a git checkout")
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "tree" / name).symlink_to(ROOT / name)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, tracked) -> Path:
+    """The source archive of the tracked files."""
+    where = tmp_path_factory.mktemp("archive")
+    for name in tracked:
+        (where / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / "tree" / name).symlink_to(ROOT / name)
     code = "from setuptools import build_meta; print(build_meta.build_sdist('../out'))"
-    (tmp_path / "out").mkdir()
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "tree", capture_output=True, text=True)
+    (where / "out").mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=where / "tree", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (archive,) = (tmp_path / "out").glob("*.tar.gz")
+    (made,) = (where / "out").iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(archive, tmp_path_factory) -> Path:
+    """The wheel of the source archive. Its native parts are those that run here: to compile them takes minutes."""
+    where = tmp_path_factory.mktemp("wheel")
+    shutil.unpack_archive(archive, where / "tree")
+    (tree,) = (where / "tree").iterdir()
+    package = Path(diffusers_oneflow.__file__).parent
+    built = tree / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/diffusers_oneflow"
+    for library in package.rglob("*.so"):
+        (built / library.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
+        # Newer than its sources, so that it is taken as it is.
+        shutil.copyfile(library, built / library.relative_to(package))
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", where / "out"],
+        cwd=tree, capture_output=True, text=True, env={**os.environ, "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = (where / "out").iterdir()
+    return made
+
+
+def test_the_source_archive_holds_every_file_of_the_package(archive, tracked):
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
-    package = {name for name in tracked.stdout.splitlines() if name.startswith("diffusers_oneflow/") and (ROOT / name).is_file()}
+    package = {name for name in tracked if name.startswith("diffusers_oneflow/")}
     assert len(package) > 50
-    assert {*package, "diffusers_oneflow_mock.pth"} <= held, sorted(package - held)
+    wanted = {*package, "diffusers_oneflow_mock.pth", "setup.py", "pyproject.toml", "README.md", "LICENSE"}
+    assert wanted <= held, sorted(wanted - held)
+
+
+def test_the_wheel_holds_the_package_alone(wheel, tracked):
+    with zipfile.ZipFile(wheel) as packed:
+        held = set(packed.namelist())
+    package = {name for name in tracked if name.startswith("diffusers_oneflow/")}
+    assert package <= held, sorted(package - held)
+    others = {name for name in held - package if ".dist-info/" not in name}
+    names = ("runtime/_native", "kernels/_pack", *(f"kernels/_math_{name}" for name in SETS))
+    native = {f"diffusers_oneflow/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in names}
+    assert others == {"diffusers_oneflow_mock.pth", *native}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in held)
+
+
+def test_the_version_stands_in_one_place(archive, wheel):
+    assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
+    assert archive.name == f"diffusers_oneflow-{diffusers_oneflow.__version__}.tar.gz"
+    assert wheel.name.split("-")[1] == diffusers_oneflow.__version__
+    changes = re.findall(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changes[0] == diffusers_oneflow.__version__
+
+
+def test_an_index_would_take_both(archive, wheel):
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(archive), str(wheel)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel, tmp_path_factory) -> Path:
+    """The Python of a new environment: the wheel was installed into it, all other packages are those of this one."""
+    where = tmp_path_factory.mktemp("fresh")
+    venv.create(where, symlinks=True)
+    install = [sys.executable, "-m", "pip", "--python", where / "bin/python", "install", "-q", "--no-index", "--no-deps", wheel]
+    subprocess.run(install, check=True, capture_output=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+    installed = next(p for p in map(Path, sys.path) if (p / "diffusers").is_dir())
+    # Of a folder that comes in this way Python reads no *.pth: an editable install of this package there is not found.
+    next(where.glob("lib/python*/site-packages")).joinpath("others.pth").write_text(f"{installed}\n")
+    return where / "bin/python"
+
+
+# What is said of the quick start once it has run.
+AFTERWARDS = """
+import shutil, sys
+from pathlib import Path
+import diffusers_oneflow
+
+assert Path(diffusers_oneflow.__file__).is_relative_to(sys.prefix), diffusers_oneflow.__file__
+assert not any(map(shutil.which, ("g++", "c++", "cc", "gcc", "clang")))
+image.save("image.png")
+print(diffusers_oneflow.__version__, image.size, diffusers_oneflow.explain(pipe, show=False).fallbacks)
+"""
+
+
+def test_the_quick_start_runs_where_the_wheel_is_installed(fresh, tmp_path):
+    """Outside of the repository, without a compiler."""
+    start = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert start.count('"path/or/repo"') == 1 and "diffusers_oneflow" not in start
+    (tmp_path / "start.py").write_text("import sys\n" + start.replace('"path/or/repo"', "sys.argv[1]") + AFTERWARDS)
+    model = next(fresh.parent.parent.glob("lib/python*/site-packages/diffusers_oneflow/demo/model"))
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CC", "CXX")}
+    environment = {**kept, "PATH": str(fresh.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([fresh, "start.py", model], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{diffusers_oneflow.__version__} (128, 128) 0"
+    command = [fresh.parent / "diffusers-oneflow", "--version"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment).stdout
+    assert said == f"{diffusers_oneflow.__version__}\n"
 
 
 def test_installed_metadata_announces_the_entry_points():

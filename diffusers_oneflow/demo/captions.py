@@ -27,7 +27,8 @@ class _Slots:
     """The words of B captions, appended column by column."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
-        self.n, self.generator, self.columns = n, generator, []
+        self.n, self.generator = n, generator
+        self.columns: list[torch.Tensor] = []
 
     def chance(self, *weights: float) -> torch.Tensor:
         """Return [B] int64: an index drawn by the weights, which sum to one."""
@@ -142,7 +143,7 @@ def caption_texts(words: torch.Tensor) -> list[str]:
     return texts
 
 
-def caption_ids(words: torch.Tensor, table: torch.Tensor, start: int, end: int, length: int):
+def caption_ids(words: torch.Tensor, table: torch.Tensor, start: int, end: int, length: int) -> torch.Tensor:
     """Return the token ids of captions, int64 [B, length].
 
     `table` [len(WORDS)] int64 holds the token id of each word; `start` and `end`

@@ -3,11 +3,14 @@
 Writes both images and one that shows them side by side, and prints how far apart they are.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # transformers speaks of packages it does not find while it is imported.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,7 +24,7 @@ from . import demo_model
 PROMPT = "a large red circle left of a small blue star on a yellow background"
 
 
-def draw(pipe, prompt: str, steps: int, seed: int) -> tuple[Image.Image, float]:
+def draw(pipe: Any, prompt: str, steps: int, seed: int) -> tuple[Image.Image, float]:
     """Return a seeded image and the seconds it took."""
     start = time.perf_counter()
     image = pipe(prompt, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed)).images[0]
@@ -60,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     options = p.parse_args(arguments)
 
-    for library in (diffusers.utils.logging, transformers.utils.logging):
+    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
+    for library in logs:
         library.disable_progress_bar()
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(demo_model())
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(demo_model())
     pipe.set_progress_bar_config(disable=True)
     expected, torch_seconds = draw(pipe, options.prompt, options.steps, options.seed)
     pipe.to(backend="oneflow")

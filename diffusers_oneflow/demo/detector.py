@@ -7,9 +7,11 @@ are those of the ideal silhouette that overlaps it best.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ import torch
 from .render import distance
 from .request import Named, Request
 from .scenes import COLOURS, PALETTE, SHAPES, SIZE_LIMIT
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 COLOUR_REACH = 60.0  # RGB distance within which a pixel counts as a palette colour
 CORE_PIXELS = 16  # of a patch after an erosion by one pixel, at least
@@ -66,7 +71,7 @@ class Verdict:
         return self.objects and self.relation and self.size and self.background and self.exact
 
 
-def _grow(mask: np.ndarray) -> np.ndarray:
+def _grow(mask: NDArray[Any]) -> NDArray[Any]:
     """Return the bool mask [H, W] with its 4-neighbours added."""
     out = mask.copy()
     out[1:] |= mask[:-1]
@@ -76,7 +81,7 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     return out
 
 
-def _patches(mask: np.ndarray):
+def _patches(mask: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
     """Yield the 4-connected patches of a bool mask [H, W], each as such a mask."""
     left = mask.copy()
     while left.any():
@@ -104,7 +109,7 @@ def _extent(shape: str) -> tuple[float, float, float, float]:
     return xs.min().item(), xs.max().item(), ys.min().item(), ys.max().item()
 
 
-def _fit(mask: np.ndarray) -> tuple[str, float, float, float, float]:
+def _fit(mask: NDArray[Any]) -> tuple[str, float, float, float, float]:
     """Return shape, radius, centre x and y, and overlap of the best silhouette."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
@@ -124,7 +129,7 @@ def _fit(mask: np.ndarray) -> tuple[str, float, float, float, float]:
     return best
 
 
-def detect(image: np.ndarray) -> tuple[str | None, list[Found]]:
+def detect(image: NDArray[Any]) -> tuple[str | None, list[Found]]:
     """Return the background colour and the objects of an image.
 
     `image` is uint8 [H, W, 3].  The background is the palette colour of most border
@@ -161,9 +166,9 @@ def detect(image: np.ndarray) -> tuple[str | None, list[Found]]:
                 cover = (pixels - palette[ground]) @ way / (way @ way)
                 patch = patch | (near & (label != colour) & (cover > 0.5) & (label != ground))
             shape, radius, x, y, overlap = _fit(patch)
-            if overlap < OVERLAP:
-                shape = None
-            found.append(Found(COLOURS[colour], shape, float(radius), float(x), float(y), overlap))
+            found.append(
+                Found(COLOURS[colour], shape if overlap >= OVERLAP else None, float(radius), float(x), float(y), overlap)
+            )
     return (COLOURS[ground] if ground >= 0 else None), found
 
 
@@ -181,7 +186,7 @@ def _stands(relation: str | None, a: Found, b: Found) -> bool:
     return relation == ("above" if dy < 0 else "below")
 
 
-def judge(image: np.ndarray, request: Request) -> Verdict:
+def judge(image: NDArray[Any], request: Request) -> Verdict:
     """Return how an image, uint8 [H, W, 3], meets a request.
 
     When objects could be matched to names in several ways, the best one counts.

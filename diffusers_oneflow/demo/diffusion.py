@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from .captions import caption_ids, caption_words
 from .model import LATENT_STD, Parts, build_scheduler
 from .render import render
-from .scenes import sample
+from .scenes import Scenes, sample
 from .tokenizer import END, MAX_LENGTH, START, build_vocabulary, word_table
 from .vae import learning_rate
 
@@ -28,11 +29,12 @@ class LatentPool:
     used a few times, with another caption, another timestep and other noise.
     """
 
-    def __init__(self, vae, generator: torch.Generator, capacity: int, chunk: int):
+    def __init__(self, vae: Any, generator: torch.Generator, capacity: int, chunk: int) -> None:
         self.vae, self.generator, self.chunk = vae, generator, chunk
         self.capacity = capacity // chunk * chunk
         self.filled, self.next = 0, 0
-        self.scenes, self.latents = None, None
+        self.scenes: Any = None
+        self.latents: Any = None
 
     @torch.no_grad()
     def add(self) -> None:
@@ -54,7 +56,7 @@ class LatentPool:
         self.filled = max(self.filled, self.next + self.chunk)
         self.next = (self.next + self.chunk) % self.capacity
 
-    def take(self, n: int):
+    def take(self, n: int) -> tuple[Scenes, torch.Tensor]:
         """Return n scenes at random and their latents, float32 [n, 4, 16, 16], unit spread."""
         device = self.generator.device
         index = torch.randint(self.filled, (n,), generator=self.generator, device=device)
@@ -64,8 +66,8 @@ class LatentPool:
 class Ema:
     """A running average of parameters, in float32."""
 
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
-        self.live = parameters
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        self.live: list[torch.Tensor] = list(parameters)
         self.mean = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()

@@ -9,10 +9,13 @@ colour-and-shape pairs that it never drew at all.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +25,9 @@ from .captions import caption_texts, caption_words
 from .detector import Verdict, judge
 from .request import parse
 from .scenes import sample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CRITERIA = ("objects", "relation", "size", "background", "exact")
 SEEN, UNSEEN = 160, 40
@@ -61,7 +67,8 @@ def read_cases() -> list[Case]:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "captions.txt")
     with open(path, encoding="utf-8") as f:
         lines = f.read().splitlines()
-    unseen, cases = False, []
+    unseen = False
+    cases: list[Case] = []
     for line in lines:
         unseen = unseen or line == UNSEEN_MARK
         if not line.startswith("#"):
@@ -69,7 +76,7 @@ def read_cases() -> list[Case]:
     return cases
 
 
-def draw(pipe, cases: list[Case], steps: int, guidance: float, batch: int) -> np.ndarray:
+def draw(pipe: Any, cases: list[Case], steps: int, guidance: float, batch: int) -> NDArray[Any]:
     """Return the images of the cases, uint8 [N, H, W, 3].
 
     Each starts from noise of its own seed, so the batch size does not matter.
@@ -89,6 +96,10 @@ def draw(pipe, cases: list[Case], steps: int, guidance: float, batch: int) -> np
     return np.concatenate(images)
 
 
+def _met(criterion: str, verdict: Verdict) -> bool:
+    return bool(getattr(verdict, criterion))
+
+
 def table(cases: list[Case], verdicts: list[Verdict]) -> str:
     """Return the scores in percent: overall, for seen pairs and for unseen ones.
 
@@ -96,11 +107,11 @@ def table(cases: list[Case], verdicts: list[Verdict]) -> str:
     and the named relation and sizes.  "all": that, the background, and no object
     too many.  The other columns count each criterion alone.
     """
-    columns = {
+    columns: dict[str, Callable[[Verdict], bool]] = {
         "objects": lambda v: v.objects,
         "+ relation, size": lambda v: v.objects and v.relation and v.size,
         "all": lambda v: v.all,
-        **{f"{k} alone": lambda v, k=k: getattr(v, k) for k in CRITERIA[1:]},
+        **{f"{k} alone": functools.partial(_met, k) for k in CRITERIA[1:]},
     }
     rows = [["captions", "count", *columns]]
     for name, kinds in (("overall", (False, True)), ("seen pairs", (False,)), ("unseen", (True,))):
@@ -112,7 +123,7 @@ def table(cases: list[Case], verdicts: list[Verdict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
 
 
-def load(backend: str, folder: str, device: str):
+def load(backend: str, folder: str, device: str) -> Any:
     """Return the pipeline of `folder` in float32 on the device and the backend.
 
     Raises:
@@ -130,7 +141,7 @@ def load(backend: str, folder: str, device: str):
     return pipe
 
 
-def save_grid(images: np.ndarray, path: str, columns: int = 20) -> None:
+def save_grid(images: NDArray[Any], path: str, columns: int = 20) -> None:
     """Write images, uint8 [N, H, W, 3], as one PNG, row by row."""
     from PIL import Image
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ TEXT_WIDTH = 160
 # two, so that the folding in of the scale is exact in float16.
 LATENT_STD = 4.0
 
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "sample_size": IMAGE_SIZE,
     "in_channels": 3,
     "out_channels": 3,
@@ -29,7 +30,7 @@ VAE_CONFIG = {
     "norm_num_groups": 8,
     "scaling_factor": 1 / LATENT_STD,
 }
-UNET_CONFIG = {
+UNET_CONFIG: dict[str, Any] = {
     "sample_size": IMAGE_SIZE // 8,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
@@ -43,7 +44,7 @@ UNET_CONFIG = {
 }
 # Zero terminal SNR and trailing steps: without them the first step leaks the mean
 # of the noise, and uniform backgrounds come out greyish.
-SCHEDULER_CONFIG = {
+SCHEDULER_CONFIG: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -61,12 +62,12 @@ SCHEDULER_CONFIG = {
 class Parts:
     """The trained parts: an AutoencoderKL, a CLIPTextModel and a UNet2DConditionModel."""
 
-    vae: torch.nn.Module
-    text_encoder: torch.nn.Module
-    unet: torch.nn.Module
+    vae: Any
+    text_encoder: Any
+    unet: Any
 
 
-def text_config(vocabulary: dict[str, int]):
+def text_config(vocabulary: dict[str, int]) -> Any:
     """Return the CLIPTextConfig of the text encoder."""
     from transformers import CLIPTextConfig
 
@@ -98,7 +99,7 @@ def build_parts(seed: int = 0) -> Parts:
     )
 
 
-def build_scheduler():
+def build_scheduler() -> Any:
     """Return the DDIMScheduler that the pipeline is saved with."""
     from diffusers import DDIMScheduler
 
@@ -113,7 +114,8 @@ def fold_latents(vae: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) ->
     convolutions around the latents take the change up, so images stay the same.
     """
     scale = LATENT_STD / std
-    enter, leave = vae.quant_conv, vae.post_quant_conv
+    enter: Any = vae.quant_conv
+    leave: Any = vae.post_quant_conv
     c = LATENT_CHANNELS
     enter.weight[:c] *= scale[:, None, None, None]
     enter.bias[:c] = (enter.bias[:c] - mean) * scale

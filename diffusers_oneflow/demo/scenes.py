@@ -10,6 +10,7 @@ Two kinds of scenes never reach training: those with a colour-and-shape pair of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -86,7 +87,7 @@ class Scenes:
     def __len__(self) -> int:
         return self.count.shape[0]
 
-    def __getitem__(self, index) -> Scenes:
+    def __getitem__(self, index: slice | torch.Tensor) -> Scenes:
         """Return the scenes at `index`, a slice or a tensor of indices or booleans."""
         return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
@@ -109,7 +110,7 @@ def pack(scenes: list[Scene], device: str | torch.device = "cpu") -> Scenes:
         a, b = scene.things[0], scene.things[-1]
         rows.append((len(scene.things), a, b, COLOURS.index(scene.background)))
 
-    def whole(pick):
+    def whole(pick: Callable[[Thing], float]) -> torch.Tensor:
         return torch.tensor([[pick(a), pick(b)] for _, a, b, _ in rows], device=device)
 
     centre = torch.tensor([[[a.x, a.y], [b.x, b.y]] for _, a, b, _ in rows], device=device, dtype=torch.float32)
@@ -160,10 +161,10 @@ def held_out(scenes: Scenes) -> torch.Tensor:
 def _draw(n: int, generator: torch.Generator, device: torch.device) -> Scenes:
     """Draw n scenes with no regard to splits or clashing colours."""
 
-    def whole(high, *shape):
+    def whole(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(high, (n, *shape), generator=generator, device=device)
 
-    def real(*shape):
+    def real(*shape: int) -> torch.Tensor:
         return torch.rand((n, *shape), generator=generator, device=device)
 
     count = 1 + (real() < 0.8).long()
@@ -179,7 +180,7 @@ def _draw(n: int, generator: torch.Generator, device: torch.device) -> Scenes:
     second = MARGIN + cuts[:, 1] + GAP + 2 * radius[:, 0] + radius[:, 1]
 
     # Across it they differ by at most half as much, so that the relation is plain.
-    def inside(value, r):
+    def inside(value: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         return value.clamp(MARGIN + r, IMAGE_SIZE - MARGIN - r)
 
     low, high = MARGIN + radius[:, 0], IMAGE_SIZE - MARGIN - radius[:, 0]

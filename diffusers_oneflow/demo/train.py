@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         f.write(text + "\n")
 
 
-def _compile_ahead(args: argparse.Namespace) -> subprocess.Popen:
+def _compile_ahead(args: argparse.Namespace) -> subprocess.Popen[Any]:
     """Start a process that compiles the UNet's step while the VAE trains.
 
     It leaves the result in the compiler's cache on disk, which spares this process

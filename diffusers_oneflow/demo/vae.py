@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 
@@ -29,10 +30,10 @@ def crowd(n: int, generator: torch.Generator) -> Scenes:
     """
     device, k = generator.device, 9
 
-    def whole(high, *shape):
+    def whole(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(high, (n, *shape), generator=generator, device=device)
 
-    def real(*shape):
+    def real(*shape: int) -> torch.Tensor:
         return torch.rand((n, *shape), generator=generator, device=device)
 
     cell = torch.arange(3, device=device) * 40.0 + 24.0
@@ -63,11 +64,11 @@ def fresh_images(n: int, generator: torch.Generator) -> torch.Tensor:
 class Autoencoder(torch.nn.Module):
     """One training pass, as one module so that it compiles as one graph."""
 
-    def __init__(self, vae: torch.nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor):
+    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the images decoded from a sample of the posterior, its mean and log variance.
 
         images [B, 3, 128, 128] in [-1, 1]; noise [B, 4, 16, 16], standard normal.
@@ -88,7 +89,7 @@ def reconstruction_loss(output: torch.Tensor, images: torch.Tensor) -> torch.Ten
 
 
 def train_vae(
-    vae: torch.nn.Module,
+    vae: Any,
     generator: torch.Generator,
     seconds: float,
     batch: int,
@@ -102,7 +103,7 @@ def train_vae(
     """
     device = generator.device
     vae.to(device=device, memory_format=torch.channels_last).train()
-    forward = Autoencoder(vae)
+    forward: Any = Autoencoder(vae)
     if compiled:
         forward = torch.compile(forward, dynamic=False)
     optimizer = torch.optim.AdamW(
@@ -144,7 +145,7 @@ def train_vae(
 
 
 @torch.no_grad()
-def measure_vae(vae: torch.nn.Module, generator: torch.Generator, batch: int) -> dict[str, float]:
+def measure_vae(vae: Any, generator: torch.Generator, batch: int) -> dict[str, float]:
     """Whiten the latents of the VAE in place and return its errors on fresh scenes.
 
     Errors are of the float32 model on images in [-1, 1]: `l1`, and `worst`, the mean
@@ -158,8 +159,7 @@ def measure_vae(vae: torch.nn.Module, generator: torch.Generator, batch: int) ->
         latents.append(mean)
         errors.append(error.mean())
         worst.append(error.amax(1).flatten(1)[:, ::2].quantile(0.995, dim=1).mean())
-    latents = torch.cat(latents)
-    std, mean = torch.std_mean(latents, dim=(0, 2, 3))
+    std, mean = torch.std_mean(torch.cat(latents), dim=(0, 2, 3))
     posterior = vae.encode(images).latent_dist.std.mean(dim=(0, 2, 3)) / std
     fold_latents(vae, mean, std)
     return {

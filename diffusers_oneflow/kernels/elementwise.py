@@ -1,5 +1,11 @@
 """The pack's lowering of elementwise chains, and of elementwise ops that stand alone."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import oneflow as flow
 import torch
 
 from ..lowering.registry import Refused
@@ -10,7 +16,9 @@ from .node import ACTIVATIONS, TYPES, broadcast_strides, node
 
 
 @native("oneflow.chain.default")
-def chain(operands, instructions, dtype=None):
+def chain(
+    operands: Sequence[flow.Tensor], instructions: Sequence[tuple[str, int, int, Any]], dtype: torch.dtype | None = None
+) -> flow.Tensor:
     types = [torch_dtype(x) for x in operands]
     if any(t not in TYPES for t in types):
         raise Refused("a dtype that the kernel does not take")
@@ -21,7 +29,7 @@ def chain(operands, instructions, dtype=None):
         dtype = types[0]
         for other in types[1:]:
             dtype = torch.promote_types(dtype, other)
-    params: list = [list(shape), TYPES[dtype], len(operands)]
+    params: list[Any] = [list(shape), TYPES[dtype], len(operands)]
     for x, kind in zip(operands, types):
         params += [TYPES[kind], broadcast_strides(x.shape, shape)]
     params.append(len(instructions))
@@ -32,5 +40,5 @@ def chain(operands, instructions, dtype=None):
 
 
 @native("oneflow.additive_mask.default")
-def additive_mask(mask, dtype):
+def additive_mask(mask: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
     return chain([cast(mask, torch.float32)], [("log", 0, 0, 0.0)], dtype)

@@ -1,10 +1,14 @@
 """Finds the library for this processor and registers the pack with OneFlow."""
 
+from __future__ import annotations
+
 import ctypes
 import functools
 import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Library -> the processor flags that it needs, best first.
 _LIBRARIES = {
@@ -14,7 +18,7 @@ _LIBRARIES = {
     "avx2": {"avx2", "fma", "f16c"},
 }
 _registered: frozenset[str] = frozenset()
-_module = None
+_module: ModuleType | None = None
 _reason = "the engine has not been started"
 
 
@@ -38,7 +42,7 @@ def instruction_set() -> str | None:
 def _may_use_tiles() -> bool:
     """Ask Linux for AMX's tile registers, for the whole process: 8 KB that it adds to a thread's state at first use."""
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 @functools.cache
@@ -50,7 +54,7 @@ def _processor_flags() -> frozenset[str]:
     return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
 
 
-def register():
+def register() -> None:
     """Register the pack's ops with OneFlow; `refusal` says why if that is not possible. Called once, by `engine.load`.
 
     OneFlow keeps pointers into its tables of kernels: this has to come before its first op.
@@ -65,7 +69,7 @@ def register():
         _reason = "the processor has no AVX2"
         return
     spec = importlib.util.find_spec(f"{__package__}._math_{name}")
-    if spec is None or importlib.util.find_spec(f"{__package__}._pack") is None:
+    if spec is None or spec.origin is None or importlib.util.find_spec(f"{__package__}._pack") is None:
         _reason = "the kernel pack was not built: reinstall diffusers_oneflow with g++ available"
         return
     try:
@@ -87,6 +91,6 @@ def registered() -> frozenset[str]:
     return _registered
 
 
-def pack():
+def pack() -> Any:
     """The native module, or None where it cannot be used."""
     return _module

@@ -3,9 +3,13 @@
 Tensors come in as OneFlow tensors. The kernels take the floating-point dtypes of `TYPES`.
 """
 
-import math
-from collections.abc import Callable
+from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import oneflow as flow
 import torch
 
 from ..interop import Weight, flow_tensor
@@ -18,11 +22,12 @@ from .weights import filter_sizes
 # From so many rows and keys on the pack's own attention is the faster one: splitting keys has to pay.
 _ROWS, _KEYS = 32, 128
 
-_TABLE: dict[str, Callable] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+_TABLE: dict[str, Callable[..., Any]] = {}
 _TAKES_WEIGHTS: set[str] = set()
 
 
-def native(*ops: str, weights: bool = False) -> Callable[[Callable], Callable]:
+def native(*ops: str, weights: bool = False) -> Callable[[F], F]:
     """Register a function as the pack's lowering of `ops`, next to OneFlow's own.
 
     Args:
@@ -32,7 +37,7 @@ def native(*ops: str, weights: bool = False) -> Callable[[Callable], Callable]:
         ValueError: the op has one already.
     """
 
-    def register(function: Callable) -> Callable:
+    def register(function: F) -> F:
         for op in ops:
             if op in _TABLE:
                 raise ValueError(f"{op} has two kernels in the pack: in {_TABLE[op].__name__} and {function.__name__}")
@@ -44,32 +49,44 @@ def native(*ops: str, weights: bool = False) -> Callable[[Callable], Callable]:
     return register
 
 
-def find(op: str) -> tuple[Callable | None, bool]:
+def find(op: str) -> tuple[Callable[..., Any] | None, bool]:
     """The pack's lowering of `op`, or None, and whether it takes weights."""
     return _TABLE.get(op), op in _TAKES_WEIGHTS
 
 
-def _dtype(x) -> torch.dtype:
+def _dtype(x: Any) -> torch.dtype:
     dtype = x.tensor.dtype if isinstance(x, Weight) else torch_dtype(x)
     if dtype not in TYPES:
         raise Refused(f"{dtype}")
     return dtype
 
 
-def _same_dtype(*tensors) -> torch.dtype:
+def _same_dtype(*tensors: Any) -> torch.dtype:
     dtypes = {_dtype(t) for t in tensors if t is not None}
     if len(dtypes) > 1:
         raise Refused("operands of several dtypes")
     return dtypes.pop()
 
 
-def _weight(w) -> Weight:
+def _weight(w: Any) -> Any:
     if not isinstance(w, Weight) or w.store is None:
         raise Refused("a weight that is computed")
     return w
 
 
-def _product(kind, x, weight, bias, residual, shape, image, geometry, act, act_first, gate):
+def _product(
+    kind: str,
+    x: flow.Tensor,
+    weight: Any,
+    bias: Any,
+    residual: flow.Tensor | None,
+    shape: Sequence[int],
+    image: tuple[int, int, int, int, int],
+    geometry: tuple[int, ...],
+    act: str,
+    act_first: bool,
+    gate: str,
+) -> flow.Tensor:
     """A node of this package's own float32 kernels: `image` is (batch, h, w, oh, ow), `geometry` the rest of a convolution."""
     sizes, strides = filter_sizes(weight.tensor)
     store, (batch, _, _, oh, ow) = weight.store, image
@@ -82,7 +99,17 @@ def _product(kind, x, weight, bias, residual, shape, image, geometry, act, act_f
 
 
 @native("oneflow.conv2d.default", weights=True)
-def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str = "none",
+    residual: Any = None,
+) -> flow.Tensor:
     x, residual = flow_tensor(x), flow_tensor(residual)
     dtype = _same_dtype(x, weight, bias, residual)
     w = _weight(weight)
@@ -104,7 +131,7 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", resid
 
 
 @native("oneflow.linear.default", weights=True)
-def linear(x, weight, bias=None, act="none", residual=None, gate="none"):
+def linear(x: Any, weight: Any, bias: Any = None, act: str = "none", residual: Any = None, gate: str = "none") -> flow.Tensor:
     x, residual = flow_tensor(x), flow_tensor(residual)
     dtype = _same_dtype(x, weight, bias, residual)
     if residual is not None and gate != "none":
@@ -129,12 +156,12 @@ def linear(x, weight, bias=None, act="none", residual=None, gate="none"):
 
 
 @native("aten.linear.default", weights=True)
-def plain_linear(input, weight, bias=None):
+def plain_linear(input: flow.Tensor, weight: Any, bias: Any = None) -> flow.Tensor:
     return linear(input, weight, bias)
 
 
 @native("oneflow.gated.default")
-def gated(x, act, gate_first=False):
+def gated(x: Any, act: str, gate_first: bool = False) -> flow.Tensor:
     dtype = _dtype(x)
     columns = x.shape[-1] // 2
     rows = math.prod(x.shape[:-1])
@@ -143,13 +170,17 @@ def gated(x, act, gate_first=False):
 
 
 @native("oneflow.attention.default")
-def attention(q, k, v, mask, heads, causal, scale):
+def attention(
+    q: flow.Tensor, k: flow.Tensor, v: flow.Tensor, mask: flow.Tensor | None, heads: int, causal: bool, scale: float | None
+) -> flow.Tensor:
     dtype = _same_dtype(q, k, v)
     b, m, width = q.shape
     n = k.shape[1]
     d = width // heads
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
-    inputs, sizes, strides = [q, k, v], (), ()
+    inputs = [q, k, v]
+    sizes: Sequence[int] = ()
+    strides: Sequence[int] = ()
     if mask is not None:
         if _dtype(mask) != dtype:
             raise Refused("a mask of another dtype")
@@ -165,7 +196,15 @@ def attention(q, k, v, mask, heads, causal, scale):
 
 
 @native("oneflow.group_norm.default")
-def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
+def group_norm(
+    x: Any,
+    groups: int,
+    weight: flow.Tensor | None,
+    bias: flow.Tensor | None,
+    eps: float,
+    act: str = "none",
+    channels_last: bool = True,
+) -> flow.Tensor:
     dtype = _dtype(x)
     channels = x.shape[-1 if channels_last else 1]
     inputs = [x]
@@ -182,12 +221,26 @@ def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
 
 
 @native("aten.group_norm.default")
-def plain_group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+def plain_group_norm(
+    input: flow.Tensor,
+    num_groups: int,
+    weight: flow.Tensor | None = None,
+    bias: flow.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: object = True,
+) -> flow.Tensor:
     return group_norm(input, num_groups, weight, bias, eps, channels_last=False)
 
 
 @native("aten.layer_norm.default")
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(
+    input: flow.Tensor,
+    normalized_shape: Sequence[int],
+    weight: flow.Tensor | None = None,
+    bias: flow.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: object = True,
+) -> flow.Tensor:
     dtype = _same_dtype(input, weight, bias)
     if weight is None and bias is not None:
         raise Refused("a bias without a weight")
@@ -198,7 +251,9 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_
 
 
 @native("aten.rms_norm.default")
-def rms_norm(input, normalized_shape, weight=None, eps=None):
+def rms_norm(
+    input: flow.Tensor, normalized_shape: Sequence[int], weight: flow.Tensor | None = None, eps: float | None = None
+) -> flow.Tensor:
     dtype = _same_dtype(input, weight)
     eps = torch.finfo(dtype).eps if eps is None else eps
     inputs = [input] if weight is None else [input, weight]
@@ -208,7 +263,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
 
 @native("aten.softmax.int", "aten._softmax.default")
-def softmax(self, dim, dtype=None):
+def softmax(self: flow.Tensor, dim: int, dtype: torch.dtype | bool | None = None) -> flow.Tensor:
     own = _dtype(self)
     if (dtype not in (None, False, own)) or self.ndim == 0 or dim % self.ndim != self.ndim - 1:
         raise Refused("softmax over another dimension than the last")
@@ -216,14 +271,20 @@ def softmax(self, dim, dtype=None):
 
 
 @native("oneflow.upsample_nearest2d.default")
-def upsample_nearest2d(x, size):
+def upsample_nearest2d(x: Any, size: Sequence[int]) -> flow.Tensor:
     n, h, w, c = x.shape
     dtype = torch_dtype(x)
     return node("dfo_upsample", [x], (n, *size, c), dtype, c * dtype.itemsize, n, h, w, *size)
 
 
 @native("aten.embedding.default")
-def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+def embedding(
+    weight: flow.Tensor,
+    indices: flow.Tensor,
+    padding_idx: object = -1,
+    scale_grad_by_freq: object = False,
+    sparse: object = False,
+) -> flow.Tensor:
     dtype = torch_dtype(weight)
     if torch_dtype(indices) != torch.int64:
         raise Refused("indices that are not int64")

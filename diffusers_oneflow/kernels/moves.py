@@ -1,7 +1,11 @@
 """The pack's lowerings of ops that move data: views cost nothing, all others are one pass over memory."""
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import oneflow as flow
 import torch
 
 from ..lowering.registry import Refused
@@ -10,7 +14,7 @@ from .lowering import native
 from .node import TYPES, dense_strides, node
 
 
-def view(x, shape):
+def view(x: flow.Tensor, shape: Sequence[int]) -> flow.Tensor:
     """`x` with a new shape, on the same memory."""
     shape = [int(s) for s in shape]
     if -1 in shape:
@@ -22,7 +26,7 @@ def view(x, shape):
     return node("dfo_view", [x], shape, dtype, math.prod(shape) * dtype.itemsize)
 
 
-def strided(x, shape, strides, offset=0):
+def strided(x: flow.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> flow.Tensor:
     """A dense copy of `x` read by strides (in elements)."""
     dtype = torch_dtype(x)
     if len(shape) > 8:
@@ -30,7 +34,7 @@ def strided(x, shape, strides, offset=0):
     return node("dfo_copy", [x], shape, dtype, dtype.itemsize, offset, list(shape), list(strides))
 
 
-def _some(x):
+def _some(x: flow.Tensor) -> flow.Tensor:
     """Refuse what OneFlow's own lowering refuses: an empty tensor."""
     if math.prod(x.shape) == 0:
         raise Refused("an empty tensor")
@@ -38,12 +42,12 @@ def _some(x):
 
 
 @native("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
-def reshape(self, size):
+def reshape(self: flow.Tensor, size: Sequence[int]) -> flow.Tensor:
     return view(_some(self), size)
 
 
 @native("aten.flatten.using_ints")
-def flatten(self, start_dim=0, end_dim=-1):
+def flatten(self: flow.Tensor, start_dim: int = 0, end_dim: int = -1) -> flow.Tensor:
     if self.ndim == 0:
         return view(self, [1])
     start, end = start_dim % self.ndim, end_dim % self.ndim
@@ -51,19 +55,19 @@ def flatten(self, start_dim=0, end_dim=-1):
 
 
 @native("aten.unsqueeze.default")
-def unsqueeze(self, dim):
+def unsqueeze(self: flow.Tensor, dim: int) -> flow.Tensor:
     dim %= self.ndim + 1
     return view(_some(self), [*self.shape[:dim], 1, *self.shape[dim:]])
 
 
 @native("aten.squeeze.dim", "aten.squeeze.dims")
-def squeeze(self, dim):
+def squeeze(self: flow.Tensor, dim: int | Sequence[int]) -> flow.Tensor:
     dims = {d % max(self.ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)}
     return view(_some(self), [s for i, s in enumerate(self.shape) if not (i in dims and s == 1)])
 
 
 @native("aten.permute.default")
-def permute(self, dims):
+def permute(self: flow.Tensor, dims: Sequence[int]) -> flow.Tensor:
     dims = [d % self.ndim for d in dims]
     shape = [self.shape[d] for d in dims]
     # Dimensions of one element may go anywhere.
@@ -74,7 +78,7 @@ def permute(self, dims):
 
 
 @native("aten.transpose.int")
-def transpose(self, dim0, dim1):
+def transpose(self: flow.Tensor, dim0: int, dim1: int) -> flow.Tensor:
     dims = list(range(self.ndim))
     if dims:
         dim0, dim1 = dim0 % self.ndim, dim1 % self.ndim
@@ -83,7 +87,7 @@ def transpose(self, dim0, dim1):
 
 
 @native("aten.expand.default")
-def expand(self, size, *, implicit=False):
+def expand(self: flow.Tensor, size: Sequence[int], *, implicit: object = False) -> flow.Tensor:
     size = list(size)
     lead = len(size) - self.ndim
     shape = [1] * lead + list(self.shape)
@@ -95,7 +99,7 @@ def expand(self, size, *, implicit=False):
 
 
 @native("aten.slice.Tensor")
-def slice_(self, dim=0, start=None, end=None, step=1):
+def slice_(self: flow.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> flow.Tensor:
     dim %= self.ndim
     size = self.shape[dim]
     begin, stop, _ = slice(start, end, None).indices(size)
@@ -105,7 +109,7 @@ def slice_(self, dim=0, start=None, end=None, step=1):
     return _part(self, dim, begin, length, step)
 
 
-def _part(x, dim, begin, length, step=1):
+def _part(x: flow.Tensor, dim: int, begin: int, length: int, step: int = 1) -> flow.Tensor:
     shape = list(x.shape)
     shape[dim] = length
     if math.prod(shape) == 0:
@@ -117,14 +121,14 @@ def _part(x, dim, begin, length, step=1):
 
 
 @native("aten.select.int")
-def select(self, dim, index):
+def select(self: flow.Tensor, dim: int, index: int) -> flow.Tensor:
     dim %= self.ndim
     made = _part(self, dim, index % self.shape[dim], 1)
     return view(made, [s for i, s in enumerate(self.shape) if i != dim])
 
 
 @native("aten.unfold.default")
-def unfold(self, dimension, size, step):
+def unfold(self: flow.Tensor, dimension: int, size: int, step: int) -> flow.Tensor:
     dim = dimension % self.ndim
     shape, strides = list(self.shape), list(dense_strides(self.shape))
     shape[dim] = (shape[dim] - size) // step + 1
@@ -134,12 +138,12 @@ def unfold(self, dimension, size, step):
 
 
 @native("aten.chunk.default")
-def chunk(self, chunks, dim=0):
+def chunk(self: flow.Tensor, chunks: int, dim: int = 0) -> tuple[flow.Tensor, ...]:
     return split(self, -(-self.shape[dim % self.ndim] // chunks), dim)
 
 
 @native("aten.split.Tensor", "aten.split_with_sizes.default")
-def split(self, split_size, dim=0):
+def split(self: flow.Tensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[flow.Tensor, ...]:
     dim %= self.ndim
     size = self.shape[dim]
     if isinstance(split_size, int):
@@ -149,7 +153,7 @@ def split(self, split_size, dim=0):
 
 
 @native("aten.cat.default")
-def cat(tensors, dim=0):
+def cat(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
     dtypes = {torch_dtype(t) for t in tensors}
     if len(dtypes) > 1 or any(math.prod(t.shape) == 0 for t in tensors):
         raise Refused("parts of several dtypes, or an empty one")
@@ -163,12 +167,12 @@ def cat(tensors, dim=0):
 
 
 @native("aten.stack.default")
-def stack(tensors, dim=0):
+def stack(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
     dim %= tensors[0].ndim + 1
     return cat([unsqueeze(t, dim) for t in tensors], dim)
 
 
-def convert(x, dtype: torch.dtype):
+def convert(x: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
     """`x` in another of the floating-point types."""
     own = torch_dtype(x)
     if own == dtype:

@@ -1,8 +1,11 @@
 """Puts ops of the pack into the graph that OneFlow is building."""
 
+from __future__ import annotations
+
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import oneflow as flow
 import torch
@@ -23,7 +26,7 @@ ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4,
 made: list[str] = []
 
 
-def node(kind: str, inputs: Sequence, shape: Sequence[int], dtype: torch.dtype, *params):
+def node(kind: str, inputs: Sequence[Any], shape: Sequence[int], dtype: torch.dtype, *params: Any) -> flow.Tensor:
     """Add an op and return its output, a OneFlow tensor.
 
     Args:

@@ -1,14 +1,20 @@
 """Weights for the heavy kernels: torch tensors in numbered slots, packed as oneDNN wants them."""
 
+from __future__ import annotations
+
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import engine
 from .loader import pack as _native
+
+if TYPE_CHECKING:
+    from ..runtime._native import Released, WriteWatch
 
 _numbers = itertools.count()
 # Of calls one soon after the other that found torch's copy of a weight touched: from then on it stays in memory.
@@ -31,7 +37,7 @@ class _Packed:
     slot: int
     source: torch.Tensor
     pack: Callable[[torch.Tensor], torch.Tensor]
-    memory: object = None
+    memory: Released | None = None
     stays: bool = True
     packings: int = 0
     touched: int = 0
@@ -49,7 +55,7 @@ class _Packed:
         self.stays = True
         return made
 
-    def give_back(self):
+    def give_back(self) -> None:
         """Bring torch's own copy back into memory, as ordinary memory."""
         if self.memory is not None:
             self.memory.give_back()
@@ -81,20 +87,20 @@ class WeightStore:
         weights: of `OneFlowConfig`: of what there are packed copies, and whether torch's own are dropped.
     """
 
-    def __init__(self, weights: str = "auto"):
+    def __init__(self, weights: str = "auto") -> None:
         self._packs = {"auto": (torch.bfloat16, torch.float16), "shared": ()}.get(
             weights, (torch.float32, torch.bfloat16, torch.float16)
         )
         self.releases = weights == "release"
-        self._slots: dict[tuple, int] = {}
-        self._packed: dict[tuple, _Packed] = {}
+        self._slots: dict[tuple[Any, ...], int] = {}
+        self._packed: dict[tuple[Any, ...], _Packed] = {}
         self._kept: list[torch.Tensor] = []
         # What is to be moved into huge pages, and of which weights that was noted.
         self._scattered: list[torch.Tensor] = []
         self._noted: set[int] = set()
         self._watched: list[_Packed] = []
         self._count = self._fills = self._refreshes = 0
-        self._watch = None
+        self._watch: WriteWatch | None = None
         self._finalizer = weakref.finalize(self, _give_back, self._slots, self._packed)
         self._finalizer.atexit = False
 
@@ -108,7 +114,7 @@ class WeightStore:
         """Bytes of torch's own copies that are not in memory now."""
         return sum(p.memory.bytes for p in self._packed.values() if p.memory is not None)
 
-    def close(self):
+    def close(self) -> None:
         """Bring torch's own copies back and drop the packed ones. No graph that reads them may run after that."""
         self._finalizer()
 
@@ -139,28 +145,37 @@ class WeightStore:
             self._scattered.append(weight.detach())
         return -1
 
-    def convolution(self, weight, stride, padding, dilation, groups, image: list[int]) -> int:
+    def convolution(
+        self,
+        weight: torch.Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        image: list[int],
+    ) -> int:
         """The slot of a convolution's weight for oneDNN; `image` is the input's (n, c, h, w)."""
         key = ("convolution", id(weight), *stride, *padding, *dilation, groups)
 
-        def pack(w):
+        def pack(w: torch.Tensor) -> torch.Tensor:
             dense = _of_images(w).contiguous()
-            return torch.ops.mkldnn._reorder_convolution_weight(dense, padding, stride, dilation, groups, image)
+            made: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(dense, padding, stride, dilation, groups, image)
+            return made
 
         return self._slot(key, weight, pack)
 
-    def linear(self, weight, rows: int) -> int:
+    def linear(self, weight: torch.Tensor, rows: int) -> int:
         """The slot of a linear layer's weight (out, in) for oneDNN."""
         return self._slot(("linear", id(weight)), weight, lambda w: torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows))
 
-    def _slot(self, key: tuple, tensor: torch.Tensor, pack) -> int:
+    def _slot(self, key: tuple[Any, ...], tensor: torch.Tensor, pack: Callable[[torch.Tensor], torch.Tensor] | None) -> int:
         if pack is None or tensor.dtype not in self._packs:
             key = ("plain", id(tensor))
         if key not in self._slots:
             slot = self._slots[key] = next(_numbers)
             tensor = tensor.detach()
             self._kept.append(tensor)  # ids must not be used again
-            if key[0] == "plain":
+            if pack is None or key[0] == "plain":
                 _set(slot, _of_images(tensor))
             else:
                 releases = self.releases and pack is _pack_filter
@@ -168,14 +183,14 @@ class WeightStore:
                 self._scattered.append(packed.fill())
         return self._slots[key]
 
-    def watch(self):
+    def watch(self) -> None:
         """From here on notice writes to what there are packed copies of."""
         if len(self._packed) != self._count:
             # A new watch knows nothing of what was written before it.
             self.refresh()
             self._renew(self._watch_all())
 
-    def gather(self):
+    def gather(self) -> None:
         """Move memory that every call reads as fast as it can into huge pages, meanwhile.
 
         Of ordinary ones finding them took up to a third of the time of a product of few rows. What is packed anew stays as it is.
@@ -185,12 +200,12 @@ class WeightStore:
         if found and not self.releases:
             engine.native().collapse_pages([_memory(t) for t in found], False)
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Pack anew what was written to, by whatever means; some 0.1 ms where nothing was. To be called before each run."""
         if self._watch is not None:
             self._renew(self._touched() + [self._watched[i] for i in self._watch.changed()])
 
-    def _renew(self, stale: list[_Packed]):
+    def _renew(self, stale: list[_Packed]) -> None:
         """Pack anew."""
         while stale:
             exposed = []
@@ -224,10 +239,10 @@ class WeightStore:
         soon = self._refreshes - packed.touched <= _PATIENCE
         packed.touched, packed.streak = self._refreshes, packed.streak + 1 if soon else 1
         packed.stays = packed.streak >= _PATIENCE
-        return not packed.stays and packed.memory.drop() == "dropped"
+        return not packed.stays and packed.memory is not None and packed.memory.drop() == "dropped"
 
 
-def _give_back(slots: dict[tuple, int], packed: dict[tuple, _Packed]):
+def _give_back(slots: dict[tuple[Any, ...], int], packed: dict[tuple[Any, ...], _Packed]) -> None:
     # One after the other: memory never holds both copies of all.
     for key, slot in slots.items():
         if key in packed:
@@ -265,5 +280,5 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), _span(tensor)
 
 
-def _set(slot: int, tensor: torch.Tensor):
+def _set(slot: int, tensor: torch.Tensor) -> None:
     _native().set_slot(slot, torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor))

@@ -3,6 +3,8 @@
 Importing this package imports OneFlow: load the engine first (`engine.load`).
 """
 
+from __future__ import annotations
+
 from . import (  # noqa: F401
     arithmetic,
     attention,

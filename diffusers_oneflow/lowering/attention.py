@@ -1,7 +1,10 @@
 """Scaled dot product attention, from matrix products and softmax."""
 
+from __future__ import annotations
+
 import math
 
+import oneflow as flow
 import torch
 
 from .factory import filled
@@ -19,8 +22,16 @@ _SCORES = 2**26
 
 @lowering("aten.scaled_dot_product_attention.default")
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
-):
+    query: flow.Tensor,
+    key: flow.Tensor,
+    value: flow.Tensor,
+    attn_mask: flow.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> flow.Tensor:
     """(..., heads, m, d) x (..., heads, n, d) -> (..., heads, m, dv).
 
     A bool mask is True where a key takes part; a row without any gives zeros, as in torch.
@@ -40,7 +51,7 @@ def scaled_dot_product_attention(
         attn_mask = _C.tril(filled([m, n], 1, torch.int32), 0)
         attn_mask = cast(attn_mask, torch.bool)
 
-    def attend(start, rows):
+    def attend(start: int, rows: int) -> flow.Tensor:
         """The result of the queries start ... start + rows - 1: (heads, rows, dv)."""
         part, mask = q, attn_mask
         if rows < m:
@@ -58,7 +69,7 @@ def scaled_dot_product_attention(
     return reshaped(parts[0] if len(parts) == 1 else _C.concat(parts, 1), [*lead, m, v.shape[-1]])
 
 
-def _masked_softmax(scores, mask):
+def _masked_softmax(scores: flow.Tensor, mask: flow.Tensor) -> flow.Tensor:
     """Softmax over the last dimension under a bool (keep) or additive mask."""
     if torch_dtype(mask) != torch.bool:
         return _C.softmax(_C.add(scores, cast(mask, torch_dtype(scores))), -1)

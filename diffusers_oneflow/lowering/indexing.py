@@ -4,7 +4,10 @@ OneFlow's gather ends the process at a negative index and gives zeros for one th
 torch raises IndexError: indices are made valid first, and rows that torch would refuse become NaN.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import oneflow as flow
 import torch
@@ -18,7 +21,7 @@ from .shape import cat, expand, permute, reshaped, slice_, unsqueeze
 from .types import cast, torch_dtype
 
 
-def _rows(table, index):
+def _rows(table: flow.Tensor, index: flow.Tensor) -> flow.Tensor:
     """``table[index]`` for a one-dimensional index that may not be negative."""
     dtype = torch_dtype(table)
     size = table.shape[0]
@@ -31,18 +34,24 @@ def _rows(table, index):
     return cast(rows, dtype)
 
 
-def _wrapped(index, size):
+def _wrapped(index: flow.Tensor, size: int) -> flow.Tensor:
     """Negative entries count from the end."""
     return chosen(_C.less(index, 0), _C.add(index, size), index)
 
 
 @lowering("aten.embedding.default")
-def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+def embedding(
+    weight: flow.Tensor,
+    indices: flow.Tensor,
+    padding_idx: object = -1,
+    scale_grad_by_freq: object = False,
+    sparse: object = False,
+) -> flow.Tensor:
     return reshaped(_rows(weight, reshaped(indices, [-1])), [*indices.shape, weight.shape[1]])
 
 
 @lowering("aten.index_select.default")
-def index_select(self, dim, index):
+def index_select(self: flow.Tensor, dim: int, index: flow.Tensor) -> flow.Tensor:
     if not self.ndim:
         raise Refused("a tensor without dimensions")
     dim = dim % self.ndim
@@ -52,7 +61,7 @@ def index_select(self, dim, index):
 
 
 @lowering("aten.gather.default")
-def gather(self, dim, index, *, sparse_grad=False):
+def gather(self: flow.Tensor, dim: int, index: flow.Tensor, *, sparse_grad: object = False) -> flow.Tensor:
     if not self.ndim or not index.ndim:
         raise Refused("a tensor without dimensions")
     safe = _C.clamp_max(_C.clamp_min(cast(index, torch.int64), 0), self.shape[dim % self.ndim] - 1)
@@ -60,7 +69,7 @@ def gather(self, dim, index, *, sparse_grad=False):
 
 
 @lowering("aten.index.Tensor")
-def index(self, indices):
+def index(self: flow.Tensor, indices: Sequence[flow.Tensor | None]) -> flow.Tensor:
     """``self[i, :, j, ...]`` with integer index tensors, which broadcast."""
     dims, _, table, flat = _table(self, indices)
     rows = reshaped(_rows(table, reshaped(flat, [-1])), [*flat.shape, *table.shape[1:]])
@@ -70,10 +79,10 @@ def index(self, indices):
     return permute(rows, kept[:before] + made + kept[before:])
 
 
-def _table(self, indices):
+def _table(self: flow.Tensor, indices: Sequence[flow.Tensor | None]) -> tuple[list[int], list[int], flow.Tensor, flow.Tensor]:
     """The indexed dimensions, the others, `self` as rows that a flat index picks from, and that index."""
     dims = [d for d, i in enumerate(indices) if i is not None]
-    given = [indices[d] for d in dims]
+    given: list[flow.Tensor] = [indices[d] for d in dims]
     if any(i.dtype not in (flow.int64, flow.int32) for i in given):
         raise Refused("a mask as index gives a shape that depends on data")
     rest = [d for d in range(self.ndim) if d not in dims]
@@ -83,7 +92,9 @@ def _table(self, indices):
 
 
 @lowering("aten.index_put.default")
-def index_put(self, indices, values, accumulate=False):
+def index_put(
+    self: flow.Tensor, indices: Sequence[flow.Tensor | None], values: flow.Tensor, accumulate: bool = False
+) -> flow.Tensor:
     """``self[i, :, j, ...] = values``, or ``self[mask] = value`` for one value."""
     if accumulate:
         raise Refused("values that are added up")
@@ -113,7 +124,7 @@ def index_put(self, indices, values, accumulate=False):
     return permute(out, [order.index(d) for d in range(self.ndim)])
 
 
-def _flat_index(indices, sizes):
+def _flat_index(indices: Sequence[flow.Tensor], sizes: Sequence[int]) -> flow.Tensor:
     """One index into dimensions of `sizes` taken together; -1 where an index is out of range."""
     flat, stride, bad = None, 1, None
     for i, size in reversed(list(zip(indices, sizes))):
@@ -127,7 +138,9 @@ def _flat_index(indices, sizes):
 
 
 @lowering("aten.slice_scatter.default")
-def slice_scatter(self, src, dim=0, start=None, end=None, step=1):
+def slice_scatter(
+    self: flow.Tensor, src: flow.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> flow.Tensor:
     dim = dim % self.ndim
     size = self.shape[dim]
     start, end, _ = slice(start, end).indices(size)
@@ -145,7 +158,7 @@ def slice_scatter(self, src, dim=0, start=None, end=None, step=1):
 
 
 @lowering("aten.select_scatter.default")
-def select_scatter(self, src, dim, index):
+def select_scatter(self: flow.Tensor, src: flow.Tensor, dim: int, index: int) -> flow.Tensor:
     dim = dim % self.ndim
     index = index % self.shape[dim]
     return slice_scatter(self, unsqueeze(src, dim), dim, index, index + 1)

@@ -4,8 +4,12 @@ A kernel that OneFlow lacks shows only when a graph is compiled, and some of its
 so lowerings call OneFlow through `checked` alone, which refuses dtypes without a CPU kernel and empty tensors.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import oneflow as flow
 
@@ -60,15 +64,15 @@ _DIMENSIONS = {
 class _Checked:
     """The functions of ``oneflow._C`` that are known to work, as attributes."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         function = _checked(name, getattr(flow._C, name), _DTYPES[name], _DIMENSIONS.get(name, 8))
         setattr(self, name, function)
         return function
 
 
-def _checked(name, function, dtypes, dimensions):
+def _checked(name: str, function: Callable[..., flow.Tensor], dtypes: set[Any], dimensions: int) -> Callable[..., Any]:
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         for value in args:
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, flow.Tensor):
@@ -77,7 +81,7 @@ def _checked(name, function, dtypes, dimensions):
         check(made if isinstance(made, flow.Tensor) else made[0], _MOVED)
         return made
 
-    def check(tensor, dtypes):
+    def check(tensor: flow.Tensor, dtypes: set[Any]) -> None:
         if tensor.dtype not in dtypes:
             raise Refused(f"OneFlow's {name} has no CPU kernel for {str(tensor.dtype).removeprefix('oneflow.')}")
         if tensor.ndim > dimensions:

@@ -1,5 +1,9 @@
 """Comparison, logic and selection."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import oneflow as flow
 import torch
 
@@ -7,7 +11,7 @@ from .factory import filled
 from .kernels import checked as _C
 from .registry import Refused, lowering
 from .shape import reshaped
-from .types import cast, fitting, promoted, torch_dtype
+from .types import Operand, cast, fitting, promoted, torch_dtype
 
 _COMPARE = {
     "eq": _C.broadcast_equal, "ne": _C.not_equal, "lt": _C.less, "le": _C.less_equal,
@@ -16,9 +20,9 @@ _COMPARE = {
 _LOGIC = {"and": _C.logical_and, "or": _C.logical_or, "xor": _C.logical_xor}
 
 
-def _compare(name, function):
+def _compare(name: str, function: Callable[..., flow.Tensor]) -> flow.Tensor:
     @lowering(f"aten.{name}.Tensor", f"aten.{name}.Scalar")
-    def lower(self, other):
+    def lower(self: flow.Tensor, other: Operand) -> flow.Tensor:
         dtype = promoted(self, other)
         if dtype == torch.bool:
             dtype = torch.int8
@@ -31,13 +35,13 @@ def _compare(name, function):
         return function(self, fitting(int(other) if isinstance(other, bool) else other, dtype))
 
 
-def _logical(name, function):
+def _logical(name: str, function: Callable[..., flow.Tensor]) -> flow.Tensor:
     @lowering(f"aten.logical_{name}.default")
-    def lower(self, other):
+    def lower(self: flow.Tensor, other: Operand) -> flow.Tensor:
         return function(cast(self, torch.bool), cast(other, torch.bool))
 
     @lowering(f"aten.bitwise_{name}.Tensor")
-    def lower_bits(self, other):
+    def lower_bits(self: flow.Tensor, other: Operand) -> flow.Tensor:
         if torch_dtype(self) != torch.bool or torch_dtype(other) != torch.bool:
             raise Refused("only bool tensors are combined")
         return function(self, other)
@@ -49,7 +53,7 @@ for _name, _function in _LOGIC.items():
     _logical(_name, _function)
 
 
-def chosen(condition, a, b):
+def chosen(condition: flow.Tensor, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
     """`a` where the bool `condition` holds and `b` elsewhere; tensors of one dtype that broadcast."""
     # OneFlow ends the process unless all have the same number of dimensions.
     ndim = max(condition.ndim, a.ndim, b.ndim)
@@ -57,7 +61,7 @@ def chosen(condition, a, b):
 
 
 @lowering("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
-def where(condition, self, other):
+def where(condition: flow.Tensor, self: Operand, other: Operand) -> flow.Tensor:
     dtype = promoted(self, other)
     # OneFlow's where has no uint8 kernel.
     within = torch.int32 if dtype == torch.uint8 else dtype
@@ -66,7 +70,7 @@ def where(condition, self, other):
 
 
 @lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
-def masked_fill(self, mask, value):
+def masked_fill(self: flow.Tensor, mask: flow.Tensor, value: Operand) -> flow.Tensor:
     dtype = torch_dtype(self)
     # The result has the dtype of self, whatever that of the value is.
     value = cast(value, dtype) if isinstance(value, flow.Tensor) else filled([], value, dtype)

@@ -1,17 +1,21 @@
 """Linear layers and matrix products."""
 
+from __future__ import annotations
+
+import oneflow as flow
+
 from .kernels import checked as _C
 from .registry import lowering
 from .shape import permute, reshaped
 
 
-def product(a, b, transpose_b=False, alpha=1.0):
+def product(a: flow.Tensor, b: flow.Tensor, transpose_b: bool = False, alpha: float = 1.0) -> flow.Tensor:
     """``alpha * a @ b`` (``b`` transposed in its last two dimensions on request); shapes (..., m, k) and (..., k, n)."""
     return _C.matmul(a, b, False, transpose_b, alpha)
 
 
 @lowering("aten.linear.default")
-def linear(input, weight, bias=None):
+def linear(input: flow.Tensor, weight: flow.Tensor, bias: flow.Tensor | None = None) -> flow.Tensor:
     # One 2-d product: OneFlow's broadcast_matmul is slower for more dimensions.
     rows = reshaped(input, [-1, input.shape[-1]])
     out = product(rows, weight, transpose_b=True)
@@ -21,17 +25,17 @@ def linear(input, weight, bias=None):
 
 
 @lowering("aten.mm.default", "aten.bmm.default")
-def mm(self, mat2):
+def mm(self: flow.Tensor, mat2: flow.Tensor) -> flow.Tensor:
     return product(self, mat2)
 
 
 @lowering("aten.addmm.default")
-def addmm(self, mat1, mat2, *, beta=1, alpha=1):
+def addmm(self: flow.Tensor, mat1: flow.Tensor, mat2: flow.Tensor, *, beta: float = 1, alpha: float = 1) -> flow.Tensor:
     return baddbmm(self, mat1, mat2, beta=beta, alpha=alpha)
 
 
 @lowering("aten.baddbmm.default")
-def baddbmm(self, batch1, batch2, *, beta=1, alpha=1):
+def baddbmm(self: flow.Tensor, batch1: flow.Tensor, batch2: flow.Tensor, *, beta: float = 1, alpha: float = 1) -> flow.Tensor:
     out = product(batch1, batch2, alpha=float(alpha))
     if beta == 0:
         return out
@@ -39,7 +43,7 @@ def baddbmm(self, batch1, batch2, *, beta=1, alpha=1):
 
 
 @lowering("aten.matmul.default")
-def matmul(self, other):
+def matmul(self: flow.Tensor, other: flow.Tensor) -> flow.Tensor:
     a = reshaped(self, [1, -1]) if self.ndim == 1 else self
     b = reshaped(other, [-1, 1]) if other.ndim == 1 else other
     if b.ndim == 2 and a.ndim > 2:
@@ -56,7 +60,7 @@ def matmul(self, other):
 
 
 @lowering("aten.mT.default")
-def matrix_transpose(self):
+def matrix_transpose(self: flow.Tensor) -> flow.Tensor:
     dims = list(range(self.ndim))
     dims[-2], dims[-1] = dims[-1], dims[-2]
     return permute(self, dims)

@@ -1,7 +1,11 @@
 """Normalisations, from means and products: OneFlow's own layer_norm has no CPU kernel (it aborts)."""
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import oneflow as flow
 import torch
 
 from .arithmetic import add, mul
@@ -14,7 +18,7 @@ from .types import torch_dtype
 _LONG = 4096
 
 
-def _mean(rows):
+def _mean(rows: flow.Tensor) -> flow.Tensor:
     """The mean of each row: (n, k) -> (n, 1).
 
     OneFlow adds the numbers of a row up one by one, an error that grows with their count; PyTorch adds up halves.
@@ -26,14 +30,14 @@ def _mean(rows):
     return _C.reduce_mean(_C.reduce_mean(reshaped(rows, [n, k // part, part]), [2], False), [1], True)
 
 
-def _centred(rows, eps):
+def _centred(rows: flow.Tensor, eps: float) -> tuple[flow.Tensor, flow.Tensor]:
     """Each row of a (n, k) tensor with mean 0, and the inverse (n, 1) of its standard deviation (biased, with `eps`)."""
     centred = _C.sub(rows, _mean(rows))
     variance = _mean(_C.mul(centred, centred))
     return centred, _C.rsqrt(_C.add(variance, eps))
 
 
-def _per_channel(x, weight, bias):
+def _per_channel(x: flow.Tensor, weight: flow.Tensor | None, bias: flow.Tensor | None) -> flow.Tensor:
     """``x * weight + bias`` along dimension 1."""
     shape = [1, -1] + [1] * (x.ndim - 2)
     if weight is not None:
@@ -42,7 +46,14 @@ def _per_channel(x, weight, bias):
 
 
 @lowering("aten.group_norm.default")
-def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+def group_norm(
+    input: flow.Tensor,
+    num_groups: int,
+    weight: flow.Tensor | None = None,
+    bias: flow.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: object = True,
+) -> flow.Tensor:
     n, c = input.shape[:2]
     centred, scale = _centred(reshaped(input, [n * num_groups, -1]), eps)
     if weight is None:
@@ -54,7 +65,14 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enable
 
 
 @lowering("aten.layer_norm.default")
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(
+    input: flow.Tensor,
+    normalized_shape: Sequence[int],
+    weight: flow.Tensor | None = None,
+    bias: flow.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: object = True,
+) -> flow.Tensor:
     axis = input.ndim - len(normalized_shape)
     rows = reshaped(input, [math.prod(input.shape[:axis]), -1])
     out = reshaped(_C.mul(*_centred(rows, eps)), input.shape)
@@ -64,7 +82,9 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_
 
 
 @lowering("aten.rms_norm.default")
-def rms_norm(input, normalized_shape, weight=None, eps=None):
+def rms_norm(
+    input: flow.Tensor, normalized_shape: Sequence[int], weight: flow.Tensor | None = None, eps: float | None = None
+) -> flow.Tensor:
     if eps is None:
         eps = torch.finfo(torch_dtype(input)).eps
     dims = list(range(input.ndim - len(normalized_shape), input.ndim))
@@ -74,7 +94,17 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
 
 @lowering("aten.batch_norm.default")
-def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
+def batch_norm(
+    input: flow.Tensor,
+    weight: flow.Tensor | None,
+    bias: flow.Tensor | None,
+    running_mean: flow.Tensor | None,
+    running_var: flow.Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: object,
+) -> flow.Tensor:
 
     if training or running_mean is None:
         raise Refused("batch statistics; call .eval()")

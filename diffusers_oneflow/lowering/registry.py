@@ -1,16 +1,20 @@
 """The table from ATen ops to their lowerings."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..errors import Refused, Unsupported
 
 __all__ = ["Refused", "find", "is_lowered", "lowered_ops", "lowering"]
 
-_TABLE: dict[str, Callable] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+_TABLE: dict[str, Callable[..., Any]] = {}
 
 
-def lowering(*ops: str) -> Callable[[Callable], Callable]:
+def lowering(*ops: str) -> Callable[[F], F]:
     """Register a function as the lowering of `ops` (``"aten.silu.default"``).
 
     The function's parameters mirror the ATen schema; tensors come in as OneFlow tensors, everything
@@ -20,7 +24,7 @@ def lowering(*ops: str) -> Callable[[Callable], Callable]:
         ValueError: an op already has a lowering; a second one would hide the first.
     """
 
-    def register(function: Callable) -> Callable:
+    def register(function: F) -> F:
         for op in ops:
             if op in _TABLE:
                 raise ValueError(f"{op} is lowered twice: by {_TABLE[op].__module__} and {function.__module__}")
@@ -30,14 +34,14 @@ def lowering(*ops: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def find(op: str) -> Callable:
+def find(op: str) -> Callable[..., Any]:
     """The lowering of `op`; raises `Unsupported` where there is none, as it does itself for what it refuses."""
     function = _TABLE.get(op)
     if function is None:
         raise Unsupported(op, "no lowering is registered for it")
 
     @functools.wraps(function)
-    def lower(*args, **kwargs):
+    def lower(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except Refused as refused:

@@ -1,19 +1,28 @@
 """Resizing of images."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import oneflow as flow
+
 from .kernels import checked as _C
 from .registry import Refused, lowering
 from .shape import expand, reshaped
 
 
-def _target(input, output_size, scale_factors) -> list[int]:
+def _target(input: flow.Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> list[int]:
     sizes = input.shape[2:]
     if output_size is not None:
         return list(output_size)
-    return [int(size * scale) for size, scale in zip(sizes, scale_factors)]
+    return [int(size * scale) for size, scale in zip(sizes, cast(Sequence[float], scale_factors))]
 
 
 @lowering("aten.upsample_nearest2d.vec")
-def upsample_nearest2d(input, output_size, scale_factors):
+def upsample_nearest2d(
+    input: flow.Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None
+) -> flow.Tensor:
     n, c, h, w = input.shape
     height, width = _target(input, output_size, scale_factors)
     if height % h == 0 and width % w == 0:
@@ -25,7 +34,13 @@ def upsample_nearest2d(input, output_size, scale_factors):
     return _C.upsample_nearest_2d(input, height / h, width / w, [height, width], "channels_first")
 
 
-def _smooth(function, input, output_size, align_corners, scale_factors):
+def _smooth(
+    function: Callable[..., flow.Tensor],
+    input: flow.Tensor,
+    output_size: Sequence[int] | None,
+    align_corners: bool,
+    scale_factors: Sequence[float] | None,
+) -> flow.Tensor:
     if scale_factors is not None and any(s != int(s) for s in scale_factors):
         raise Refused("a scale factor that is not whole; give size instead")
     height, width = _target(input, output_size, scale_factors)
@@ -34,10 +49,14 @@ def _smooth(function, input, output_size, align_corners, scale_factors):
 
 
 @lowering("aten.upsample_bilinear2d.vec")
-def upsample_bilinear2d(input, output_size, align_corners, scale_factors):
+def upsample_bilinear2d(
+    input: flow.Tensor, output_size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None
+) -> flow.Tensor:
     return _smooth(_C.upsample_bilinear_2d, input, output_size, align_corners, scale_factors)
 
 
 @lowering("aten.upsample_bicubic2d.vec")
-def upsample_bicubic2d(input, output_size, align_corners, scale_factors):
+def upsample_bicubic2d(
+    input: flow.Tensor, output_size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None
+) -> flow.Tensor:
     return _smooth(_C.upsample_bicubic_2d, input, output_size, align_corners, scale_factors)

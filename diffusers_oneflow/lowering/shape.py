@@ -1,6 +1,12 @@
 """Ops that move, join or cut data without computing on it."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
+
+import oneflow as flow
 
 from .kernels import checked as _C
 from .registry import Refused, lowering
@@ -11,7 +17,7 @@ def _axis(dim: int, ndim: int) -> int:
     return dim + ndim if dim < 0 else dim
 
 
-def reshaped(x, shape):
+def reshaped(x: flow.Tensor, shape: Sequence[int]) -> flow.Tensor:
     """`x` with a new shape; one entry may be -1. OneFlow's kernels take dense tensors, so this is always a view."""
     shape = list(shape)
     if -1 in shape:
@@ -21,17 +27,17 @@ def reshaped(x, shape):
 
 
 @lowering("aten.view.default", "aten._unsafe_view.default")
-def view(self, size):
+def view(self: flow.Tensor, size: Sequence[int]) -> flow.Tensor:
     return reshaped(self, size)
 
 
 @lowering("aten.reshape.default")
-def reshape(self, shape):
+def reshape(self: flow.Tensor, shape: Sequence[int]) -> flow.Tensor:
     return reshaped(self, shape)
 
 
 @lowering("aten.flatten.using_ints")
-def flatten(self, start_dim=0, end_dim=-1):
+def flatten(self: flow.Tensor, start_dim: int = 0, end_dim: int = -1) -> flow.Tensor:
     if self.ndim == 0:
         return reshaped(self, [1])
     start, end = _axis(start_dim, self.ndim), _axis(end_dim, self.ndim)
@@ -39,7 +45,7 @@ def flatten(self, start_dim=0, end_dim=-1):
 
 
 @lowering("aten.unflatten.int")
-def unflatten(self, dim, sizes):
+def unflatten(self: flow.Tensor, dim: int, sizes: Sequence[int]) -> flow.Tensor:
     dim = _axis(dim, self.ndim)
     sizes = list(sizes)
     if -1 in sizes:
@@ -48,20 +54,20 @@ def unflatten(self, dim, sizes):
 
 
 @lowering("aten.unsqueeze.default")
-def unsqueeze(self, dim):
+def unsqueeze(self: flow.Tensor, dim: int) -> flow.Tensor:
     dim = _axis(dim, self.ndim + 1)
     return reshaped(self, [*self.shape[:dim], 1, *self.shape[dim:]])
 
 
 @lowering("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default")
-def squeeze(self, dim=None):
+def squeeze(self: flow.Tensor, dim: int | Sequence[int] | None = None) -> flow.Tensor:
     dims = range(self.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    dims = {_axis(d, self.ndim) for d in dims}
-    return reshaped(self, [s for i, s in enumerate(self.shape) if not (i in dims and s == 1)])
+    gone = {_axis(d, self.ndim) for d in dims}
+    return reshaped(self, [s for i, s in enumerate(self.shape) if not (i in gone and s == 1)])
 
 
 @lowering("aten.permute.default")
-def permute(self, dims):
+def permute(self: flow.Tensor, dims: Sequence[int]) -> flow.Tensor:
     dims = [_axis(d, self.ndim) for d in dims]
     if dims == list(range(self.ndim)):
         return self
@@ -73,7 +79,7 @@ def permute(self, dims):
     return _C.permute(self, dims)
 
 
-def _spoilt(shape, dims: list[int]) -> bool:
+def _spoilt(shape: Sequence[int], dims: list[int]) -> bool:
     """Whether OneFlow's kernel would lose the lowest 6 bits of numbers of 4 bytes.
 
     Measured: it does (oneDNN does) where 8 numbers lie together in what is read, and 8 others in what is written,
@@ -88,11 +94,12 @@ def _spoilt(shape, dims: list[int]) -> bool:
         else:
             runs.append([d])
     read = next((run for run in runs if place[run[-1]] == len(order) - 1), None)
-    return len(runs) > 1 and read is not runs[-1] and all(math.prod(shape[d] for d in r) == 8 for r in (read, runs[-1]))
+    ends: Any = (read, runs[-1])
+    return len(runs) > 1 and read is not runs[-1] and all(math.prod(int(shape[d]) for d in r) == 8 for r in ends)
 
 
 @lowering("aten.transpose.int")
-def transpose(self, dim0, dim1):
+def transpose(self: flow.Tensor, dim0: int, dim1: int) -> flow.Tensor:
     dims = list(range(self.ndim))
     if dims:
         dim0, dim1 = _axis(dim0, self.ndim), _axis(dim1, self.ndim)
@@ -101,24 +108,24 @@ def transpose(self, dim0, dim1):
 
 
 @lowering("aten.t.default")
-def t(self):
+def t(self: flow.Tensor) -> flow.Tensor:
     return permute(self, list(range(self.ndim))[::-1])
 
 
 @lowering("aten.movedim.int")
-def movedim_int(self, source, destination):
+def movedim_int(self: flow.Tensor, source: int, destination: int) -> flow.Tensor:
     return movedim(self, [source], [destination])
 
 
 @lowering("aten.movedim.intlist")
-def movedim(self, source, destination):
+def movedim(self: flow.Tensor, source: Sequence[int], destination: Sequence[int]) -> flow.Tensor:
     places = {_axis(d, self.ndim): _axis(s, self.ndim) for s, d in zip(source, destination)}
     rest = (d for d in range(self.ndim) if d not in places.values())
     return permute(self, [places[d] if d in places else next(rest) for d in range(self.ndim)])
 
 
 @lowering("aten.expand.default")
-def expand(self, size, *, implicit=False):
+def expand(self: flow.Tensor, size: Sequence[int], *, implicit: object = False) -> flow.Tensor:
     lead = len(size) - self.ndim
     size = [self.shape[i - lead] if s == -1 else s for i, s in enumerate(size)]
     if list(self.shape) == size:
@@ -127,28 +134,28 @@ def expand(self, size, *, implicit=False):
 
 
 @lowering("aten.expand_as.default")
-def expand_as(self, other):
+def expand_as(self: flow.Tensor, other: flow.Tensor) -> flow.Tensor:
     return expand(self, list(other.shape))
 
 
 @lowering("aten.clone.default", "aten.contiguous.default")
-def clone(self, *, memory_format=None):
+def clone(self: flow.Tensor, *, memory_format: object = None) -> flow.Tensor:
     return self
 
 
 @lowering("aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default", "aten.detach_.default")
-def alias(self):
+def alias(self: flow.Tensor) -> flow.Tensor:
     return self
 
 
 @lowering("aten.dropout.default")
-def dropout(input, p, train):
+def dropout(input: flow.Tensor, p: float, train: bool) -> flow.Tensor:
     if train and p:
         raise Refused("the module is in training mode; call .eval()")
     return input
 
 
-def sliced(x, dim, start, end, step=1):
+def sliced(x: flow.Tensor, dim: int, start: int, end: int, step: int = 1) -> flow.Tensor:
     """``x[start:end:step]`` along `dim`, with bounds already clipped to the size."""
     starts, stops, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
     starts[dim], stops[dim], steps[dim] = start, end, step
@@ -156,7 +163,7 @@ def sliced(x, dim, start, end, step=1):
 
 
 @lowering("aten.slice.Tensor")
-def slice_(self, dim=0, start=None, end=None, step=1):
+def slice_(self: flow.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> flow.Tensor:
     dim = _axis(dim, self.ndim)
     start, end, step = slice(start, end, step).indices(self.shape[dim])
     if (start, end, step) == (0, self.shape[dim], 1):
@@ -167,12 +174,12 @@ def slice_(self, dim=0, start=None, end=None, step=1):
 
 
 @lowering("aten.narrow.default")
-def narrow(self, dim, start, length):
+def narrow(self: flow.Tensor, dim: int, start: int, length: int) -> flow.Tensor:
     return slice_(self, dim, start, start + length)
 
 
 @lowering("aten.select.int")
-def select(self, dim, index):
+def select(self: flow.Tensor, dim: int, index: int) -> flow.Tensor:
     dim = _axis(dim, self.ndim)
     index = _axis(index, self.shape[dim])
     picked = sliced(self, dim, index, index + 1)
@@ -180,12 +187,12 @@ def select(self, dim, index):
 
 
 @lowering("aten.split.sizes")
-def split_sizes(self, split_size, dim=0):
+def split_sizes(self: flow.Tensor, split_size: Sequence[int], dim: int = 0) -> list[flow.Tensor]:
     return split_with_sizes(self, split_size, dim)
 
 
 @lowering("aten.split_with_sizes.default")
-def split_with_sizes(self, split_sizes, dim=0):
+def split_with_sizes(self: flow.Tensor, split_sizes: Sequence[int], dim: int = 0) -> list[flow.Tensor]:
     dim, parts, at = _axis(dim, self.ndim), [], 0
     for size in split_sizes:
         parts.append(slice_(self, dim, at, at + size))
@@ -194,23 +201,23 @@ def split_with_sizes(self, split_sizes, dim=0):
 
 
 @lowering("aten.split.Tensor")
-def split(self, split_size, dim=0):
+def split(self: flow.Tensor, split_size: int, dim: int = 0) -> list[flow.Tensor]:
     total = self.shape[_axis(dim, self.ndim)]
     return split_with_sizes(self, [min(split_size, total - at) for at in range(0, total, split_size)], dim)
 
 
 @lowering("aten.chunk.default")
-def chunk(self, chunks, dim=0):
+def chunk(self: flow.Tensor, chunks: int, dim: int = 0) -> list[flow.Tensor]:
     return split(self, -(-self.shape[_axis(dim, self.ndim)] // chunks), dim)
 
 
 @lowering("aten.unbind.int")
-def unbind(self, dim=0):
+def unbind(self: flow.Tensor, dim: int = 0) -> list[flow.Tensor]:
     return [select(self, dim, i) for i in range(self.shape[_axis(dim, self.ndim)])]
 
 
 @lowering("aten.cat.default")
-def cat(tensors, dim=0):
+def cat(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
     dtype = torch_dtype(tensors[0])
     for other in tensors[1:]:
         dtype = promoted(cast(tensors[0], dtype), other)
@@ -219,19 +226,19 @@ def cat(tensors, dim=0):
 
 
 @lowering("aten.stack.default")
-def stack(tensors, dim=0):
+def stack(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
     return cat([unsqueeze(x, _axis(dim, x.ndim + 1)) for x in tensors], _axis(dim, tensors[0].ndim + 1))
 
 
 @lowering("aten.unfold.default")
-def unfold(self, dimension, size, step):
+def unfold(self: flow.Tensor, dimension: int, size: int, step: int) -> flow.Tensor:
     dim = _axis(dimension, self.ndim)
     last = self.shape[dim] - size
     return stack([slice_(self, dim, i, last + i + 1, step) for i in range(size)], self.ndim)
 
 
 @lowering("aten.repeat.default")
-def repeat(self, repeats):
+def repeat(self: flow.Tensor, repeats: Sequence[int]) -> flow.Tensor:
     x = reshaped(self, [1] * (len(repeats) - self.ndim) + list(self.shape))
     for dim, times in enumerate(repeats):
         if times != 1:
@@ -242,7 +249,7 @@ def repeat(self, repeats):
 
 
 @lowering("aten.repeat_interleave.self_int")
-def repeat_interleave(self, repeats, dim=None, *, output_size=None):
+def repeat_interleave(self: flow.Tensor, repeats: int, dim: int | None = None, *, output_size: object = None) -> flow.Tensor:
     if dim is None:
         self, dim = reshaped(self, [-1]), 0
     dim = _axis(dim, self.ndim)
@@ -253,12 +260,12 @@ def repeat_interleave(self, repeats, dim=None, *, output_size=None):
 
 
 @lowering("aten.flip.default")
-def flip(self, dims):
+def flip(self: flow.Tensor, dims: Sequence[int]) -> flow.Tensor:
     return _C.flip(self, [_axis(d, self.ndim) for d in dims]) if dims and self.ndim else self
 
 
 @lowering("aten.roll.default")
-def roll(self, shifts, dims=()):
+def roll(self: flow.Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> flow.Tensor:
     if not dims:
         return reshaped(roll(reshaped(self, [-1]), shifts, [0]), self.shape)
     for shift, dim in zip(shifts, dims):
@@ -270,7 +277,7 @@ def roll(self, shifts, dims=()):
 
 
 @lowering("aten.pixel_shuffle.default")
-def pixel_shuffle(self, upscale_factor):
+def pixel_shuffle(self: flow.Tensor, upscale_factor: int) -> flow.Tensor:
     *lead, c, h, w = self.shape
     r, n = upscale_factor, len(lead)
     x = reshaped(self, [*lead, c // (r * r), r, r, h, w])
@@ -279,7 +286,7 @@ def pixel_shuffle(self, upscale_factor):
 
 
 @lowering("aten.pixel_unshuffle.default")
-def pixel_unshuffle(self, downscale_factor):
+def pixel_unshuffle(self: flow.Tensor, downscale_factor: int) -> flow.Tensor:
     *lead, c, h, w = self.shape
     r, n = downscale_factor, len(lead)
     x = reshaped(self, [*lead, c, h // r, r, w // r, r])

@@ -1,5 +1,9 @@
 """Dtypes of torch and OneFlow, and torch's type promotion."""
 
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
 import oneflow as flow
 import torch
 
@@ -17,6 +21,9 @@ TO_FLOW = {
     torch.uint8: flow.uint8,
     torch.bool: flow.bool,
 }
+# A OneFlow tensor or a number of Python.
+Operand: TypeAlias = Any
+
 TO_TORCH = {of: th for th, of in TO_FLOW.items()}
 
 
@@ -39,19 +46,19 @@ def cast(tensor: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
     return tensor if tensor.dtype == target else _C.cast(tensor, target, False)
 
 
-def _stand_in(value):
+def _stand_in(value: Operand) -> Any:
     """What torch.result_type needs to know of an operand: dtype, and whether it has dimensions."""
     if isinstance(value, flow.Tensor):
         return torch.empty((1,) if value.ndim else (), dtype=torch_dtype(value), device="meta")
     return value
 
 
-def promoted(a, b) -> torch.dtype:
+def promoted(a: Operand, b: Operand) -> torch.dtype:
     """The dtype that torch computes ``a <op> b`` in (tensors or Python scalars)."""
     return torch.result_type(_stand_in(a), _stand_in(b))
 
 
-def promote(a, b) -> tuple:
+def promote(a: Operand, b: Operand) -> tuple[Any, ...]:
     """`a` and `b` cast to their common torch dtype; Python scalars stay as they are."""
     dtype = promoted(a, b)
     return tuple(cast(v, dtype) if isinstance(v, flow.Tensor) else v for v in (a, b))
@@ -62,7 +69,7 @@ def floating(tensor: flow.Tensor) -> flow.Tensor:
     return tensor if torch_dtype(tensor).is_floating_point else cast(tensor, torch.get_default_dtype())
 
 
-def fitting(scalar, dtype: torch.dtype):
+def fitting(scalar: Any, dtype: torch.dtype) -> Any:
     """`scalar`, if it is a value of `dtype`; torch wraps others around in small integer dtypes, OneFlow does not."""
     if not dtype.is_floating_point and isinstance(scalar, int):
         bounds = torch.iinfo(dtype)

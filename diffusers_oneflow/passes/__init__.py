@@ -1,5 +1,7 @@
 """Rewrites of a captured program, in one explicit order."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 from ..capture import Program, is_bookkeeping, op_name

@@ -1,10 +1,14 @@
 """Elementwise ops that feed one another, in one pass over memory."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, emit, is_native, sole_user, value
+from .base import Rewrite, args_of, emit, is_native, sole_user, value
 from .fuse_gate import activation
 
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "max", "minimum": "min"}
@@ -35,7 +39,7 @@ class FuseChains(Rewrite):
         return self
 
 
-def _largest(program: Program, root: torch.fx.Node) -> "_Chain | None":
+def _largest(program: Program, root: torch.fx.Node) -> _Chain | None:
     """The largest chain that ends at `root` and that the kernel takes."""
     for most in (_INSTRUCTIONS, 24, _OPERANDS - 1, 8, 4, 1):
         chain = _Chain(program, root, most)
@@ -47,15 +51,15 @@ def _largest(program: Program, root: torch.fx.Node) -> "_Chain | None":
 class _Chain:
     """A tree of at most `most` elementwise ops of one shape that ends at a node."""
 
-    def __init__(self, program: Program, root: torch.fx.Node, most: int):
+    def __init__(self, program: Program, root: torch.fx.Node, most: int) -> None:
         self._most = most
         self.operands: list[torch.fx.Node] = []
         self.nodes: set[torch.fx.Node] = set()
         self._program, self._shape = program, value(root).shape
-        self._steps: list[tuple] = []
+        self._steps: list[tuple[Any, ...]] = []
         self._visit(root)
 
-    def _visit(self, node: torch.fx.Node) -> tuple:
+    def _visit(self, node: torch.fx.Node) -> tuple[Any, ...]:
         """Where the node's value is: ``("operand", i)`` or ``("step", i)``."""
         root = not self.nodes
         inner = root or (
@@ -74,14 +78,14 @@ class _Chain:
             place = ("step", len(self._steps) - 1)
         return place if place is not None else self._visit_source(node)
 
-    def _visit_source(self, node):
+    def _visit_source(self, node: torch.fx.Node) -> tuple[str, int]:
         """A cast computes nothing: registers are float32."""
-        return self._visit(node.args[0])
+        return self._visit(args_of(node)[0])
 
-    def instructions(self) -> list[tuple]:
+    def instructions(self) -> list[tuple[Any, ...]]:
         """``(code, a, b, value)`` with values numbered operands first."""
 
-        def number(place):
+        def number(place: tuple[str, int]) -> int:
             return place[1] + (len(self.operands) if place[0] == "step" else 0)
 
         made = []
@@ -92,24 +96,24 @@ class _Chain:
         return made or [("mul_scalar", 0, 0, 1.0)]
 
 
-def _steps_of(node: torch.fx.Node) -> list[tuple]:
+def _steps_of(node: torch.fx.Node) -> list[tuple[Any, ...]]:
     """``(code, arguments, number)`` of each instruction for a node; an argument None is the result of the one before."""
     op = op_name(node)
     if op in _CASTS:
         return []
     if act := activation(node):
-        return [("act", [node.args[0]], act)]
+        return [("act", [args_of(node)[0]], act)]
     name = op.split(".")[1]
     if name in _UNARY:
-        return [(name, [node.args[0]], 0.0)]
+        return [(name, [args_of(node)[0]], 0.0)]
     if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
         low, high = _bounds(name, node)
         steps = [("max_scalar", low)] if low is not None else []
         steps += [("min_scalar", high)] if high is not None else []
-        return [(code, [node.args[0] if i == 0 else None], float(v)) for i, (code, v) in enumerate(steps)]
+        return [(code, [args_of(node)[0] if i == 0 else None], float(v)) for i, (code, v) in enumerate(steps)]
     if name == "pow":
-        return [("pow_scalar", [node.args[0]], float(node.args[1]))]
-    a, b = node.args[:2]
+        return [("pow_scalar", [args_of(node)[0]], float(args_of(node)[1]))]
+    a, b = args_of(node)[:2]
     if name == "rsub":
         return [("rsub_scalar", [a], float(b))]
     if isinstance(b, torch.fx.Node) and isinstance(a, torch.fx.Node):
@@ -126,16 +130,16 @@ def _steps_of(node: torch.fx.Node) -> list[tuple]:
     return [(code, [a], number)]
 
 
-def _bounds(name: str, node) -> tuple:
-    given = [*node.args[1:], *node.kwargs.values()]
+def _bounds(name: str, node: torch.fx.Node) -> tuple[Any, ...]:
+    given = [*args_of(node)[1:], *node.kwargs.values()]
     if name == "clamp_min":
         return given[0], None
     if name == "clamp_max":
         return None, given[0]
     if name == "hardtanh":
         return (*given, *(-1, 1)[len(given) :])[:2]
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    low = args_of(node)[1] if len(node.args) > 1 else node.kwargs.get("min")
+    high = args_of(node)[2] if len(node.args) > 2 else node.kwargs.get("max")
     return low, high
 
 
@@ -150,7 +154,7 @@ def _expressible(node: torch.fx.Node) -> bool:
     if not inputs or not all(map(is_native, inputs)):
         return False
     if op in _CASTS:
-        return isinstance(node.args[0], torch.fx.Node)
+        return isinstance(args_of(node)[0], torch.fx.Node)
     if activation(node):
         return True
     family, _, rest = op.partition(".")
@@ -168,6 +172,6 @@ def _expressible(node: torch.fx.Node) -> bool:
         return overload == "Tensor_Scalar" and len(inputs) == 1
     if name == "rsub":
         return overload == "Scalar" and not node.kwargs and len(node.args) == 2
-    if name == "div" and (overload.endswith("_mode") or node.args[1] == 0):
+    if name == "div" and (overload.endswith("_mode") or args_of(node)[1] == 0):
         return False
     return name in _BINARY and overload in ("Tensor", "Scalar", "default") and not node.kwargs and len(node.args) == 2

@@ -1,12 +1,15 @@
 """Images with their channels last, from end to end."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, emit, is_native, value
+from .base import Rewrite, args_of, emit, is_native, value
 from .simplify_views import dims_of
 
 _aten = torch.ops.aten
@@ -44,13 +47,13 @@ class ChannelsLast(Rewrite):
             if node.op != "call_function":
                 continue
             name = op_name(node)
-            handler = self._elementwise if name in _ELEMENTWISE else _HANDLERS.get(name)
+            handler: Any = self._elementwise if name in _ELEMENTWISE else _HANDLERS.get(name)
             if handler is not None:
                 with program.graph.inserting_before(node):
                     handler(self, program, node) if name not in _ELEMENTWISE else handler(program, node)
         return self
 
-    def _made(self, program, node, new):
+    def _made(self, program: Program, node: torch.fx.Node, new: torch.fx.Node) -> None:
         """`new` is `node` with its channels last."""
         ndim = value(node).ndim
         back = emit(program, _aten.permute.default, (new, [0, ndim - 1, *range(1, ndim - 1)]), value(node).shape,
@@ -58,7 +61,7 @@ class ChannelsLast(Rewrite):
         self._last[back] = new
         self.replace(program, node, back)
 
-    def _moved(self, program, x):
+    def _moved(self, program: Program, x: torch.fx.Node) -> torch.fx.Node:
         """`x` with its channels last; an image of unknown layout is permuted."""
         if x not in self._last:
             shape = value(x).shape
@@ -66,12 +69,12 @@ class ChannelsLast(Rewrite):
             self._last[x] = emit(program, _aten.permute.default, (x, dims), [shape[d] for d in dims], value(x).dtype, x)
         return self._last[x]
 
-    def _shape(self, node):
+    def _shape(self, node: torch.fx.Node) -> tuple[int, ...]:
         """The shape of a node with its channels last."""
         shape = value(node).shape
         return (shape[0], *shape[2:], shape[1])
 
-    def _conv2d(self, program, node):
+    def _conv2d(self, program: Program, node: torch.fx.Node) -> None:
         if not is_native(node):
             return
         x, weight, bias, stride, padding, dilation, groups = arguments(node, *_CONVOLUTION)
@@ -86,7 +89,7 @@ class ChannelsLast(Rewrite):
         args = (self._moved(program, x), weight, bias, stride, padding, dilation, groups)
         self._made(program, node, emit(program, native_ops.conv2d, args, self._shape(node), value(node).dtype, node))
 
-    def _conv3d(self, program, node):
+    def _conv3d(self, program: Program, node: torch.fx.Node) -> None:
         """Frames that a window holds stand side by side in the channels: then it is a convolution of images.
 
         A dense filter (oc, c, kt, kh, kw) is, as it lies in memory, one of images: (oc, c * kt, kh, kw).
@@ -113,7 +116,7 @@ class ChannelsLast(Rewrite):
             self._made(program, node, emit(program, _aten.view.default, (made, list(shape)), shape, value(node).dtype, node))
 
     @staticmethod
-    def _windows(program, x, kt, step, padding):
+    def _windows(program: Program, x: torch.fx.Node, kt: int, step: int, padding: int) -> torch.fx.Node:
         """(n, t, h, w, c) -> (n * windows, h, w, c * kt)."""
         n, t, h, w, c = value(x).shape
         dtype = value(x).dtype
@@ -127,7 +130,7 @@ class ChannelsLast(Rewrite):
         shape = (n * t, h, w, c * kt)
         return emit(program, _aten.view.default, (x, list(shape)), shape, dtype, x)
 
-    def _group_norm(self, program, node):
+    def _group_norm(self, program: Program, node: torch.fx.Node) -> None:
         x, groups, weight, bias, eps = arguments(
             node, ("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5)
         )
@@ -136,20 +139,20 @@ class ChannelsLast(Rewrite):
         args = (self._last[x], groups, weight, bias, eps)
         self._made(program, node, emit(program, native_ops.group_norm, args, self._shape(node), value(node).dtype, node))
 
-    def _upsample(self, program, node):
-        x = node.args[0]
+    def _upsample(self, program: Program, node: torch.fx.Node) -> None:
+        x = args_of(node)[0]
         if x in self._last:
             args = (self._last[x], list(value(node).shape[2:]))
             made = emit(program, native_ops.upsample_nearest2d, args, self._shape(node), value(node).dtype, node)
             self._made(program, node, made)
 
-    def _elementwise(self, program, node):
+    def _elementwise(self, program: Program, node: torch.fx.Node) -> None:
         shape = value(node).shape
         tensors = node.all_input_nodes
         if len(shape) < 3 or not any(x in self._last and value(x).shape == shape for x in tensors):
             return
 
-        def moved(x):
+        def moved(x: torch.fx.Node) -> torch.fx.Node:
             if x in self._last:
                 return self._last[x]
             given = value(x).shape
@@ -167,7 +170,7 @@ class ChannelsLast(Rewrite):
         made.kwargs = kwargs
         self._made(program, node, made)
 
-    def _cat(self, program, node):
+    def _cat(self, program: Program, node: torch.fx.Node) -> None:
         parts, dim = arguments(node, ("tensors", "dim"), (None, 0))
         ndim = value(node).ndim
         if ndim < 3 or not any(x in self._last for x in parts):
@@ -175,23 +178,23 @@ class ChannelsLast(Rewrite):
         args = ([self._moved(program, x) for x in parts], _position(dim % ndim, ndim))
         self._made(program, node, emit(program, _aten.cat.default, args, self._shape(node), value(node).dtype, node))
 
-    def _pad(self, program, node):
-        x, pad = node.args[:2]
+    def _pad(self, program: Program, node: torch.fx.Node) -> None:
+        x, pad = args_of(node)[:2]
         if x not in self._last or value(x).ndim != 4 or len(pad) > 4:
             return
-        args = (self._last[x], [0, 0, *pad], *node.args[2:])
+        args = (self._last[x], [0, 0, *pad], *args_of(node)[2:])
         self._made(program, node, emit(program, node.target, args, self._shape(node), value(node).dtype, node))
 
-    def _slice(self, program, node):
-        x = node.args[0]
+    def _slice(self, program: Program, node: torch.fx.Node) -> None:
+        x = args_of(node)[0]
         if x in self._last:
-            dim = node.args[1] if len(node.args) > 1 else 0
+            dim = args_of(node)[1] if len(node.args) > 1 else 0
             ndim = value(node).ndim
-            args = (self._last[x], _position(dim % ndim, ndim), *node.args[2:])
+            args = (self._last[x], _position(dim % ndim, ndim), *args_of(node)[2:])
             self._made(program, node, emit(program, node.target, args, self._shape(node), value(node).dtype, node))
 
-    def _permute(self, program, node):
-        x = node.args[0]
+    def _permute(self, program: Program, node: torch.fx.Node) -> None:
+        x = args_of(node)[0]
         ndim = value(node).ndim
         dims = dims_of(node)
         if x in self._last:
@@ -206,8 +209,8 @@ class ChannelsLast(Rewrite):
         if ndim > 2 and dims == [0, ndim - 1, *range(1, ndim - 1)]:
             self._last[node] = x
 
-    def _view(self, program, node):
-        x = node.args[0]
+    def _view(self, program: Program, node: torch.fx.Node) -> None:
+        x = args_of(node)[0]
         before, after = value(x).shape, value(node).shape
         # Positions are only counted differently: the channels stay where they are.
         if x in self._last and len(before) > 2 and len(after) > 2 and before[:2] == after[:2]:
@@ -239,7 +242,7 @@ def _position(dim: int, ndim: int) -> int:
     return dim if dim == 0 else ndim - 1 if dim == 1 else dim - 1
 
 
-def arguments(node: torch.fx.Node, names: tuple[str, ...], defaults: tuple) -> list:
+def arguments(node: torch.fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> list[Any]:
     """A node's arguments by the names of its schema."""
     given = dict(zip(names, node.args)) | {k: v for k, v in node.kwargs.items() if k in names}
     return [given.get(name, default) for name, default in zip(names, defaults)]

@@ -1,5 +1,9 @@
 """Compute equal things once."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 from ..capture import Program, op_name
@@ -16,11 +20,11 @@ class MergeEqualNodes(Rewrite):
     Diffusion's UNet.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._known: dict[tuple, torch.fx.Node] = {}
+        self._known: dict[tuple[Any, ...], torch.fx.Node] = {}
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         if any(word in op_name(node) for word in RANDOM):
             self.why_not(node, "each call draws new numbers")
             return
@@ -30,7 +34,7 @@ class MergeEqualNodes(Rewrite):
             self.replace(program, node, first)
 
 
-def _frozen(value):
+def _frozen(value: Any) -> tuple[Any, ...]:
     """A hashable form in which 1, 1.0 and True, and 0.0 and -0.0, stay different."""
     if isinstance(value, (list, tuple)):
         return (type(value) is list, tuple(map(_frozen, value)))

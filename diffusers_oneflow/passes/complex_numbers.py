@@ -1,10 +1,15 @@
 """Complex numbers as pairs of real ones."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
 import torch
 
 from ..capture import Program, op_name, where
 from ..errors import Unsupported
-from .base import Rewrite, emit, value
+from .base import Rewrite, args_of, emit, value
 
 _aten = torch.ops.aten
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -40,7 +45,7 @@ class RealNumbers(Rewrite):
             raise Unsupported("an output", "it is complex, and OneFlow has no complex numbers")
         return self
 
-    def _placeholder(self, program, node):
+    def _placeholder(self, program: Program, node: torch.fx.Node) -> None:
         if node.name in program.weights:
             raise Unsupported(f"the weight {program.weights[node.name]}", "it is complex, and OneFlow has no complex numbers")
         if node.name in program.constants:
@@ -49,17 +54,17 @@ class RealNumbers(Rewrite):
         node.meta["val"] = torch.empty((*shape, 2), dtype=_REAL[dtype], device="meta")
         self._pairs[node] = node
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         complex_inputs = [i for i in node.all_input_nodes if i in self._pairs]
         if not complex_inputs and not _is_complex(node):
             return
         name = "getitem" if "getitem" in op_name(node) else op_name(node).split(".")[1]
         with program.graph.inserting_before(node):
             if name == "view_as_real":
-                self.replace(program, node, self._pairs[node.args[0]])
+                self.replace(program, node, self._pairs[args_of(node)[0]])
                 return
             if name in ("real", "imag"):
-                self.replace(program, node, self._part(program, node.args[0], name == "imag"))
+                self.replace(program, node, self._part(program, args_of(node)[0], name == "imag"))
                 return
             made = self._made(program, node, name)
         if made is None:
@@ -67,11 +72,11 @@ class RealNumbers(Rewrite):
         self._pairs[node] = made
         self.applied += 1
 
-    def _made(self, program, node, name):
+    def _made(self, program: Program, node: torch.fx.Node, name: str) -> torch.fx.Node | None:
         """The pairs of a complex node, or None where it is not known how to make them."""
-        args = node.args
+        args = args_of(node)
         if name == "view_as_complex":
-            return args[0]
+            return cast(torch.fx.Node, args[0])
         if name in ("polar", "complex"):
             return self._joined(program, node, *(self._polar(program, node) if name == "polar" else args[:2]))
         if name in _SAME:
@@ -82,7 +87,7 @@ class RealNumbers(Rewrite):
         if name == "mul":
             return self._product(program, node, *args[:2])
         if name in ("add", "sub") and all(a in self._pairs for a in args[:2]):
-            return self._same_op(program, node, node.args)
+            return self._same_op(program, node, args)
         if name in ("_conj", "conj_physical"):
             minus = self._op(program, _aten.neg.default, (self._part(program, args[0], True),), node)
             return self._joined(program, node, self._part(program, args[0], False), minus)
@@ -90,9 +95,9 @@ class RealNumbers(Rewrite):
             return self._filled(program, node, args[-1] if "full" in name else 0)
         return self._moved(program, node, name)
 
-    def _moved(self, program, node, name):
+    def _moved(self, program: Program, node: torch.fx.Node, name: str) -> torch.fx.Node | None:
         """Ops that only move numbers keep the pair together."""
-        args, shape = list(node.args), [*getattr(node.meta["val"], "shape", ())]
+        args, shape = list(args_of(node)), [*getattr(node.meta["val"], "shape", ())]
         ndim = len(shape)
         if name == "getitem":
             return self._same_op(program, node, args)
@@ -126,14 +131,14 @@ class RealNumbers(Rewrite):
             return self._same_op(program, node, args)
         return None
 
-    def _same_op(self, program, node, args):
+    def _same_op(self, program: Program, node: torch.fx.Node, args: Sequence[Any]) -> torch.fx.Node:
         """The node's own op on pairs."""
-        made = torch.fx.map_arg(tuple(args), lambda n: self._pairs.get(n, n))
-        made = self._op(program, node.target, made, node, pair=True)
+        pairs: Any = torch.fx.map_arg(tuple(args), lambda n: self._pairs.get(n, n))
+        made = self._op(program, node.target, pairs, node, pair=True)
         made.kwargs = dict(node.kwargs)
         return made
 
-    def _product(self, program, node, a, b):
+    def _product(self, program: Program, node: torch.fx.Node, a: Any, b: Any) -> torch.fx.Node | None:
         if not all(x in self._pairs for x in (a, b)):
             pair, factor = (a, b) if a in self._pairs else (b, a)
             if isinstance(factor, complex):
@@ -146,13 +151,13 @@ class RealNumbers(Rewrite):
         real = self._op(program, _aten.sub.Tensor, (rr, ii), node)
         return self._joined(program, node, real, self._op(program, _aten.add.Tensor, (ri, ir), node))
 
-    def _polar(self, program, node):
-        length, angle = node.args[:2]
+    def _polar(self, program: Program, node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+        length, angle = args_of(node)[:2]
         for function in (_aten.cos.default, _aten.sin.default):
             side = self._op(program, function, (angle,), angle, value(angle).shape)
             yield self._op(program, _aten.mul.Tensor, (length, side), node)
 
-    def _filled(self, program, node, number):
+    def _filled(self, program: Program, node: torch.fx.Node, number: Any) -> torch.fx.Node | None:
         if not isinstance(number, (int, float)):
             return None
         shape, dtype = list(value(node).shape), _REAL[value(node).dtype]
@@ -163,21 +168,28 @@ class RealNumbers(Rewrite):
             sides.append(made)
         return self._joined(program, node, *sides)
 
-    def _part(self, program, x, imaginary: bool):
+    def _part(self, program: Program, x: torch.fx.Node, imaginary: bool) -> torch.fx.Node:
         pair = self._pairs[x]
         return emit(program, _aten.select.int, (pair, value(pair).ndim - 1, int(imaginary)), value(pair).shape[:-1],
                     value(pair).dtype, x)  # fmt: skip
 
-    def _joined(self, program, node, real, imaginary):
+    def _joined(self, program: Program, node: torch.fx.Node, real: torch.fx.Node, imaginary: torch.fx.Node) -> torch.fx.Node:
         return self._op(program, _aten.stack.default, ([real, imaginary], value(node).ndim), node, pair=True)
 
     @staticmethod
-    def _op(program, target, args, like, shape=None, pair: bool = False):
+    def _op(
+        program: Program,
+        target: Any,
+        args: tuple[Any, ...],
+        like: torch.fx.Node,
+        shape: Sequence[int] | None = None,
+        pair: bool = False,
+    ) -> torch.fx.Node:
         """A node of the shape of `like`, or of its pairs; of real numbers."""
         made = like.meta["val"]
         if isinstance(made, (list, tuple)):
             node = program.graph.call_function(target, args)
-            kept = {k: like.meta[k] for k in ("stack_trace", "nn_module_stack") if k in like.meta}
+            kept: dict[str, Any] = {k: like.meta[k] for k in ("stack_trace", "nn_module_stack") if k in like.meta}
             parts = [torch.empty((*v.shape, 2), dtype=_REAL[v.dtype], device="meta") for v in made]
             node.meta = {**kept, "val": type(made)(parts)}
             return node

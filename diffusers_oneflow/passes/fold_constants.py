@@ -1,5 +1,9 @@
 """Compute at build time what depends on no input."""
 
+from __future__ import annotations
+
+from typing import Any, cast
+
 import torch
 
 from ..capture import Program, op_name
@@ -28,7 +32,7 @@ class FoldConstants(Rewrite):
                 self._store(program, node, tensor)
         return self
 
-    def _foldable(self, node, constant) -> bool:
+    def _foldable(self, node: torch.fx.Node, constant: dict[torch.fx.Node, Any]) -> bool:
         inputs = node.all_input_nodes
         if not all(i in constant for i in inputs) or (not inputs and op_name(node) not in _FACTORIES):
             return False
@@ -39,14 +43,14 @@ class FoldConstants(Rewrite):
         return True
 
     @staticmethod
-    def _compute(node, constant):
+    def _compute(node: torch.fx.Node, constant: dict[torch.fx.Node, Any]) -> Any:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: constant[n])
         with torch.no_grad():
-            made = node.target(*args, **kwargs)
+            made = cast(Any, node.target)(*args, **kwargs)
         # A copy that RemoveNoops took out may have been there for a view.
         return made.contiguous() if isinstance(made, torch.Tensor) else made
 
-    def _store(self, program, node, tensor):
+    def _store(self, program: Program, node: torch.fx.Node, tensor: torch.Tensor) -> None:
         name = f"folded_{node.name}"
         with program.graph.inserting_before(_first_op(program.graph)):
             made = program.graph.placeholder(name)
@@ -56,4 +60,4 @@ class FoldConstants(Rewrite):
 
 
 def _first_op(graph: torch.fx.Graph) -> torch.fx.Node:
-    return next(n for n in graph.nodes if n.op != "placeholder")
+    return next(cast(torch.fx.Node, n) for n in graph.nodes if n.op != "placeholder")

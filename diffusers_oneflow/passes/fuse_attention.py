@@ -1,10 +1,14 @@
 """Attention with the transpositions around it."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, emit, is_native, value
+from .base import Rewrite, args_of, emit, is_native, value
 from .channels_last import arguments
 from .simplify_views import dims_of
 
@@ -19,11 +23,11 @@ class FuseAttention(Rewrite):
     linear layer without a transposition. Where an operand is not such a transposition, one is put in.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._masks: dict[tuple, torch.fx.Node] = {}
+        self._masks: dict[tuple[Any, ...], torch.fx.Node] = {}
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         if op_name(node) != "aten.scaled_dot_product_attention.default" or not is_native(node):
             return
         q, k, v, mask, dropout, causal, scale, grouped = arguments(
@@ -41,7 +45,15 @@ class FuseAttention(Rewrite):
         else:
             self._fuse(program, node, (q, k, v), mask, causal, scale)
 
-    def _fuse(self, program, node, operands, mask, causal, scale):
+    def _fuse(
+        self,
+        program: Program,
+        node: torch.fx.Node,
+        operands: tuple[torch.fx.Node, ...],
+        mask: torch.fx.Node | None,
+        causal: bool,
+        scale: float | None,
+    ) -> None:
         b, heads, m, d = value(node).shape
         dtype = value(node).dtype
         with program.graph.inserting_before(node):
@@ -53,7 +65,7 @@ class FuseAttention(Rewrite):
             back = emit(program, _aten.permute.default, (split, [0, 2, 1, 3]), (b, heads, m, d), dtype, node)
         self.replace(program, node, back)
 
-    def _additive(self, program, mask, dtype):
+    def _additive(self, program: Program, mask: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node:
         """A bool mask as what is added to the scores, once for all layers."""
         key = mask, dtype
         if key not in self._masks:
@@ -61,12 +73,12 @@ class FuseAttention(Rewrite):
         return self._masks[key]
 
     @staticmethod
-    def _rows(program, x):
+    def _rows(program: Program, x: torch.fx.Node) -> torch.fx.Node:
         """(b, heads, n, d) as (b, n, heads * d)."""
         b, heads, n, d = value(x).shape
         dtype = value(x).dtype
         if op_name(x) in ("aten.permute.default", "aten.transpose.int") and dims_of(x) == [0, 2, 1, 3]:
-            x = x.args[0]
+            x = args_of(x)[0]
         else:
             x = emit(program, _aten.permute.default, (x, [0, 2, 1, 3]), (b, n, heads, d), dtype, x)
         return emit(program, _aten.view.default, (x, [b, n, heads * d]), (b, n, heads * d), dtype, x)

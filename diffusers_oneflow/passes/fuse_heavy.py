@@ -1,10 +1,15 @@
 """Convolutions and linear layers with the activation and the addition that follow."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, emit, is_native, sole_user, value
+from .base import Rewrite, args_of, emit, is_native, sole_user, value
 from .channels_last import arguments
 from .fuse_gate import activation
 from .hoist import needs_of
@@ -19,14 +24,14 @@ class FuseHeavy(Rewrite):
     """
 
     def run(self, program: Program) -> Rewrite:
-        self._needs = needs_of(program)
+        self._needs: dict[torch.fx.Node, Any] = needs_of(program)
         self._varying = program.inputs[0] if program.inputs else None
         for node in list(program.graph.nodes):
             if op_name(node) == "aten.linear.default" and is_native(node):
                 self._name(program, node)
         return super().run(program)
 
-    def _name(self, program, node):
+    def _name(self, program: Program, node: torch.fx.Node) -> None:
         """A linear layer as the op that has a place for what follows."""
         operands = arguments(node, ("input", "weight", "bias"), (None,) * 3)
         if any(w is not None and w.op != "placeholder" for w in operands[1:]):
@@ -39,15 +44,15 @@ class FuseHeavy(Rewrite):
         program.outputs = [made if o is node else o for o in program.outputs]
         program.graph.erase_node(node)
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         op = op_name(node)
         if op == _LINEAR:
             self._linear(program, node)
         elif op == _CONV:
             self._conv(program, node)
 
-    def _linear(self, program, node):
-        x, weight, bias, act, residual, gate = node.args
+    def _linear(self, program: Program, node: torch.fx.Node) -> None:
+        x, weight, bias, act, residual, gate = args_of(node)
         user = self._only(program, node)
         if gate == "none" and act == "none" and residual is None and user is not None and activation(user):
             act = activation(user)
@@ -56,8 +61,8 @@ class FuseHeavy(Rewrite):
         if gate == "none" and act != "quick_gelu" and (other := self._added(node, user)) is not None:
             self._absorb(program, node, user, native_ops.linear, (x, weight, bias, act, other, gate))
 
-    def _conv(self, program, node):
-        args = list(node.args) + ["none", None][len(node.args) - 7 :]
+    def _conv(self, program: Program, node: torch.fx.Node) -> None:
+        args: list[Any] = [*node.args, *["none", None][len(node.args) - 7 :]]
         user = self._only(program, node)
         if (other := self._added(node, user)) is not None:
             args[8] = other
@@ -68,14 +73,14 @@ class FuseHeavy(Rewrite):
             self._absorb(program, node, user, native_ops.conv2d, tuple(args))
 
     @staticmethod
-    def _only(program, node):
+    def _only(program: Program, node: torch.fx.Node) -> torch.fx.Node | None:
         return None if node in program.outputs else sole_user(node)
 
-    def _added(self, node, user):
+    def _added(self, node: torch.fx.Node, user: torch.fx.Node | None) -> torch.fx.Node | None:
         """What `user` adds to `node`, if it is an addition of two tensors alike."""
         if user is None or op_name(user) != "aten.add.Tensor" or user.kwargs:
             return None
-        other = user.args[1] if user.args[0] is node else user.args[0]
+        other = args_of(user)[1] if args_of(user)[0] is node else args_of(user)[0]
         if not isinstance(other, torch.fx.Node) or other is node:
             return None
         if self._needs.get(node) != self._needs.get(user) and self._slow(node):
@@ -87,11 +92,13 @@ class FuseHeavy(Rewrite):
             return None
         return other
 
-    def _slow(self, node) -> bool:
+    def _slow(self, node: torch.fx.Node) -> bool:
         """Whether `hoist` takes the node out of the graph, alone."""
         return bool(self._needs.get(node)) and self._varying not in self._needs[node]
 
-    def _absorb(self, program, node, user, target, args):
+    def _absorb(
+        self, program: Program, node: torch.fx.Node, user: Any, target: Callable[..., Any], args: tuple[Any, ...]
+    ) -> torch.fx.Node:
         # Where the user stands: only there is everything that it reads known.
         with program.graph.inserting_before(user):
             made = emit(program, target, args, value(user).shape, value(user).dtype, node)

@@ -1,10 +1,12 @@
 """Group norm with the activation after it."""
 
+from __future__ import annotations
+
 import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, emit, is_native, sole_user, value
+from .base import Rewrite, args_of, emit, is_native, sole_user, value
 from .channels_last import arguments
 
 _ACTIVATIONS = {"aten.silu.default": "silu", "aten.relu.default": "relu"}
@@ -13,14 +15,14 @@ _ACTIVATIONS = {"aten.silu.default": "silu", "aten.relu.default": "relu"}
 class FuseNorm(Rewrite):
     """Group norm and silu are one pass over memory: 45 times in Stable Diffusion's UNet."""
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         if op_name(node) == "aten.group_norm.default" and is_native(node):
             x, groups, weight, bias, eps = arguments(
                 node, ("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5)
             )
             args, last = (x, groups, weight, bias, eps), False
         elif op_name(node) == str(native_ops.group_norm):
-            args, last = node.args[:5], True
+            args, last = args_of(node)[:5], True
         else:
             return
         user = sole_user(node)

@@ -1,11 +1,14 @@
 """Takes out of a program what does not change from step to step."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..capture import Program, op_name
-from .base import value
+from .base import args_of, value
 from .common_subexpressions import RANDOM
 
 # Worth a graph of their own; a program without any of them stays whole.
@@ -39,7 +42,7 @@ def split(program: Program, least: int = 0) -> list[Prologue]:
     if len(program.inputs) < 2:
         return []
     needs = needs_of(program)
-    groups: dict[frozenset, list[torch.fx.Node]] = {}
+    groups: dict[frozenset[Any], list[torch.fx.Node]] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and needs[node] and program.inputs[0] not in needs[node]:
             groups.setdefault(needs[node], []).append(node)
@@ -61,7 +64,7 @@ def split(program: Program, least: int = 0) -> list[Prologue]:
     return prologues
 
 
-def _worthwhile(program: Program, nodes: list, least: int) -> bool:
+def _worthwhile(program: Program, nodes: list[Any], least: int) -> bool:
     weights = {i for n in nodes for i in n.all_input_nodes if i.op == "placeholder" and i.name in program.weights}
     if sum(value(w).numel() * value(w).dtype.itemsize for w in weights) < least:
         return False
@@ -71,19 +74,19 @@ def _worthwhile(program: Program, nodes: list, least: int) -> bool:
     return any(_is(n, _HEAVY) for n in nodes) and not noisy and not kept
 
 
-def _results(nodes: list, inside: set) -> list[torch.fx.Node]:
+def _results(nodes: list[Any], inside: set[Any]) -> list[torch.fx.Node]:
     """What of a group the rest reads. What only looks at a result in another way, or picks from a tuple, is left to it."""
     wanted = set()
     for node in nodes:
         if any(user not in inside for user in node.users):
-            while _is(node, _VIEWS) and node.args[0] in nodes:
-                node = node.args[0]
+            while _is(node, _VIEWS) and args_of(node)[0] in nodes:
+                node = args_of(node)[0]
             wanted.add(node)
     single = all(isinstance(n.meta.get("val"), torch.Tensor) and value(n).numel() for n in wanted)
     return [n for n in nodes if n in wanted] if single else []
 
 
-def _replace(program: Program, node: torch.fx.Node, inside: set, name: str) -> str:
+def _replace(program: Program, node: torch.fx.Node, inside: set[Any], name: str) -> str:
     """Let the rest of the program read a constant in the place of `node`; returns the constant's name."""
     with program.graph.inserting_before(next(n for n in program.graph.nodes if n.op != "placeholder")):
         made = program.graph.placeholder(name)
@@ -94,19 +97,19 @@ def _replace(program: Program, node: torch.fx.Node, inside: set, name: str) -> s
 
 
 def _is(node: torch.fx.Node, names: tuple[str, ...]) -> bool:
-    return op_name(node).split(".")[1:2] and op_name(node).split(".")[1] in names
+    return bool(op_name(node).split(".")[1:2]) and op_name(node).split(".")[1] in names
 
 
-def needs_of(program: Program) -> dict[torch.fx.Node, frozenset]:
+def needs_of(program: Program) -> dict[torch.fx.Node, frozenset[Any]]:
     """Node -> the inputs of the program that it depends on."""
-    needs: dict[torch.fx.Node, frozenset] = {}
+    needs: dict[torch.fx.Node, frozenset[Any]] = {}
     for node in program.graph.nodes:
         own = frozenset([node.name]) if node.op == "placeholder" and node.name in program.inputs else frozenset()
         needs[node] = own.union(*(needs[i] for i in node.all_input_nodes))
     return needs
 
 
-def _part(program: Program, inputs: frozenset, results: list) -> Program:
+def _part(program: Program, inputs: frozenset[Any], results: list[Any]) -> Program:
     """What computes `results` from the inputs and weights, as a program of its own."""
     graph = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}

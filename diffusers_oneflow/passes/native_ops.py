@@ -4,12 +4,17 @@ A node's target is one of these; its lowering is in `kernels.lowering`. Called, 
 passes are tested against.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from .base import custom_op
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda x: x,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -22,7 +27,17 @@ ACTIVATIONS = {
 
 
 @custom_op("oneflow.conv2d.default")
-def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str = "none",
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
     """``act(conv(x) + residual)`` on channels-last images: x (n, h, w, c) -> (n, oh, ow, oc); weight (oc, c / groups, kh, kw).
 
     A filter of videos (oc, c', kt, kh, kw) is taken for one of images with c' * kt = c / groups.
@@ -33,7 +48,14 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups, act="none", resid
 
 
 @custom_op("oneflow.linear.default")
-def linear(x, weight, bias, act="none", residual=None, gate="none"):
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    act: str = "none",
+    residual: torch.Tensor | None = None,
+    gate: str = "none",
+) -> torch.Tensor:
     """``act(x @ weight.T + bias) + residual``; with a gate, the first half of the columns times ``gate(second half)``."""
     made = ACTIVATIONS[act](F.linear(x, weight, bias))
     made = made if residual is None else made + residual
@@ -41,14 +63,22 @@ def linear(x, weight, bias, act="none", residual=None, gate="none"):
 
 
 @custom_op("oneflow.gated.default")
-def gated(x, act, gate_first=False):
+def gated(x: torch.Tensor, act: str, gate_first: bool = False) -> torch.Tensor:
     """x (..., 2 c) -> (..., c): the first half times ``act`` of the second; the other way round with `gate_first`."""
     a, b = x.chunk(2, -1)
     return ACTIVATIONS[act](a) * b if gate_first else a * ACTIVATIONS[act](b)
 
 
 @custom_op("oneflow.group_norm.default")
-def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
+def group_norm(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    act: str = "none",
+    channels_last: bool = True,
+) -> torch.Tensor:
     """Group norm and an activation; the channels are x's last dimension, or its second."""
     moved = x.movedim(-1, 1) if channels_last else x
     made = ACTIVATIONS[act](F.group_norm(moved, groups, weight, bias, eps))
@@ -56,13 +86,15 @@ def group_norm(x, groups, weight, bias, eps, act="none", channels_last=True):
 
 
 @custom_op("oneflow.upsample_nearest2d.default")
-def upsample_nearest2d(x, size):
+def upsample_nearest2d(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """x (n, h, w, c) -> (n, *size, c)."""
     return F.interpolate(x.permute(0, 3, 1, 2), size=list(size), mode="nearest").permute(0, 2, 3, 1)
 
 
 @custom_op("oneflow.attention.default")
-def attention(q, k, v, mask, heads, causal, scale):
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, heads: int, causal: bool, scale: float | None
+) -> torch.Tensor:
     """q (b, m, heads * d), k and v (b, n, heads * d) -> (b, m, heads * d); mask broadcasts to (b, heads, m, n)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
@@ -70,12 +102,12 @@ def attention(q, k, v, mask, heads, causal, scale):
 
 
 @custom_op("oneflow.additive_mask.default")
-def additive_mask(mask, dtype):
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where a bool mask lets a key take part, -inf where not."""
     return torch.log(mask.to(torch.float32)).to(dtype)
 
 
-_CODES = {
+_CODES: dict[str, Callable[..., torch.Tensor]] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum,
     "add_scalar": lambda a, v: a + v, "mul_scalar": lambda a, v: a * v, "rsub_scalar": lambda a, v: v - a,
     "rdiv_scalar": lambda a, v: v / a, "max_scalar": lambda a, v: a.clamp(min=v), "min_scalar": lambda a, v: a.clamp(max=v),
@@ -91,7 +123,9 @@ CODES = (
 
 
 @custom_op("oneflow.chain.default")
-def chain(operands, instructions, dtype):
+def chain(
+    operands: Sequence[torch.Tensor], instructions: Sequence[tuple[str, int, int, Any]], dtype: torch.dtype
+) -> torch.Tensor:
     """Instructions ``(code, a, b, value)`` on operands that broadcast; values are numbered operands first."""
     values = list(operands)
     for code, a, b, constant in instructions:

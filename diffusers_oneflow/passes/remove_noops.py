@@ -1,9 +1,11 @@
 """Drop nodes that hand on their input."""
 
+from __future__ import annotations
+
 import torch
 
 from ..capture import Program, op_name
-from .base import Rewrite, value
+from .base import Rewrite, args_of, value
 
 _ALWAYS = {
     "aten.alias.default", "aten.detach.default", "aten.clone.default", "aten.contiguous.default",
@@ -25,36 +27,36 @@ class RemoveNoops(Rewrite):
     memory in Stable Diffusion's UNet alone.
     """
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         op = op_name(node)
         if op == "aten._assert_tensor_metadata.default":
             program.graph.erase_node(node)
             return
         if op == "aten.cat.default":
             self._without_empty(node)
-        if not node.args or not isinstance(node.args[0], torch.fx.Node):
+        if not node.args or not isinstance(args_of(node)[0], torch.fx.Node):
             return
-        source = node.args[0]
+        source = args_of(node)[0]
         if op in _ALWAYS or (op in _SAME_SHAPE and _alike(node, source)):
             self.replace(program, node, source)
         elif op == "aten.dropout.default":
-            if node.args[2] and node.args[1]:
+            if args_of(node)[2] and args_of(node)[1]:
                 self.why_not(node, "the module is in training mode")
             else:
                 self.replace(program, node, source)
         elif op in ("aten.div.Tensor", "aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor"):
             self._neutral(program, node, source, op)
 
-    def _without_empty(self, node):
+    def _without_empty(self, node: torch.fx.Node) -> None:
         """Leave out parts without elements, which OneFlow has no tensors for: a rotary axis of size 0, say."""
-        kept = [part for part in node.args[0] if value(part).numel()]
+        kept = [part for part in args_of(node)[0] if value(part).numel()]
         same = all(value(part).dtype == value(node).dtype for part in kept)
-        if kept and len(kept) < len(node.args[0]) and same:
-            node.args = (kept, *node.args[1:])
+        if kept and len(kept) < len(args_of(node)[0]) and same:
+            node.args = (kept, *args_of(node)[1:])
             self.applied += 1
 
-    def _neutral(self, program, node, source, op):
-        other = node.args[1]
+    def _neutral(self, program: Program, node: torch.fx.Node, source: torch.fx.Node, op: str) -> None:
+        other = args_of(node)[1]
         neutral = 1 if op in ("aten.div.Tensor", "aten.mul.Tensor") else 0
         if isinstance(other, (torch.fx.Node, bool)) or other != neutral or node.kwargs:
             return

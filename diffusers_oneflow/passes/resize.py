@@ -1,5 +1,10 @@
 """Smooth resizing of images as two products with constant matrices."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import torch
 
 from ..capture import Program, op_name
@@ -21,7 +26,7 @@ class ResizeByMatrices(Rewrite):
     op, which gets the unit matrix as an image.
     """
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         name, overload = [*op_name(node).split("."), "", ""][1:3]
         op = _ANTIALIASED.get(name) or _PLAIN.get(name)
         if op is None:
@@ -54,7 +59,16 @@ class ResizeByMatrices(Rewrite):
         self.replace(program, node, made)
 
     @staticmethod
-    def _matrix(program, node, op, before: int, after: int, align: bool, scale: float | None, dim: int) -> torch.fx.Node:
+    def _matrix(
+        program: Program,
+        node: torch.fx.Node,
+        op: Callable[..., torch.Tensor],
+        before: int,
+        after: int,
+        align: bool,
+        scale: float | None,
+        dim: int,
+    ) -> torch.fx.Node:
         """The weights (after, before) of one dimension, as a constant."""
         # One channel, and two columns: torch's op takes many channels of one column for another layout, and errs.
         unit = torch.eye(before, dtype=torch.float64).view(before, 1, before, 1).repeat(1, 1, 1, 2)
@@ -65,11 +79,13 @@ class ResizeByMatrices(Rewrite):
         return made
 
     @staticmethod
-    def _op(program, target, args, shape, like):
+    def _op(
+        program: Program, target: Callable[..., Any], args: tuple[Any, ...], shape: Sequence[int], like: torch.fx.Node
+    ) -> torch.fx.Node:
         return emit(program, target, args, shape, torch.float32, like)
 
     @staticmethod
-    def _cast(program, x, dtype, like):
+    def _cast(program: Program, x: torch.fx.Node, dtype: torch.dtype, like: torch.fx.Node) -> torch.fx.Node:
         if value(x).dtype == dtype:
             return x
         made = emit(program, _aten._to_copy.default, (x,), value(x).shape, dtype, like)
@@ -78,4 +94,4 @@ class ResizeByMatrices(Rewrite):
 
 
 def _first_op(program: Program) -> torch.fx.Node:
-    return next(n for n in program.graph.nodes if n.op != "placeholder")
+    return next(cast(torch.fx.Node, n) for n in program.graph.nodes if n.op != "placeholder")

@@ -1,9 +1,11 @@
 """Permutations and views that undo each other."""
 
+from __future__ import annotations
+
 import torch
 
 from ..capture import Program, op_name
-from .base import Rewrite, emit, value
+from .base import Rewrite, args_of, emit, value
 
 _aten = torch.ops.aten
 _PERMUTES = {"aten.permute.default", "aten.transpose.int"}
@@ -17,26 +19,26 @@ class SimplifyViews(Rewrite):
     What `ChannelsLast` and `FuseAttention` leave between the blocks of a UNet cancels here.
     """
 
-    def visit(self, program: Program, node: torch.fx.Node):
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
         op = op_name(node)
         if op not in _PERMUTES and op not in _VIEWS:
             return
-        source = node.args[0]
+        source = args_of(node)[0]
         shape = value(node).shape
         if op in _PERMUTES:
             dims = dims_of(node)
             if op_name(source) in _PERMUTES:
                 inner = dims_of(source)
-                dims, source = [inner[d] for d in dims], source.args[0]
+                dims, source = [inner[d] for d in dims], args_of(source)[0]
             elif dims != list(range(len(dims))):
                 return
             target, args = _aten.permute.default, (source, dims)
             same = dims == list(range(len(dims)))
         else:
             while op_name(source) in _VIEWS:
-                source = source.args[0]
+                source = args_of(source)[0]
             same = value(source).shape == shape
-            if source is node.args[0] and not same:
+            if source is args_of(node)[0] and not same:
                 return
             target, args = _aten.view.default, (source, list(shape))
         if same:
@@ -50,9 +52,9 @@ def dims_of(node: torch.fx.Node) -> list[int]:
     """The permutation of a permute or a transpose."""
     ndim = value(node).ndim
     if op_name(node) == "aten.permute.default":
-        return [d % ndim for d in node.args[1]]
+        return [d % ndim for d in args_of(node)[1]]
     dims = list(range(ndim))
     if ndim:
-        a, b = (d % ndim for d in node.args[1:3])
+        a, b = (d % ndim for d in args_of(node)[1:3])
         dims[a], dims[b] = dims[b], dims[a]
     return dims

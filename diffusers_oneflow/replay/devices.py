@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -21,23 +21,23 @@ class Device(Protocol):
 
     torch: torch.device
 
-    def find(self, op: str) -> Callable | None:
+    def find(self, op: str) -> Callable[..., Any] | None:
         """A lowering of its own for an op, called with (`Lowered`, node, arguments as `Ref`), or None: torch's op runs."""
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile."""
 
-    def turn(self) -> contextlib.AbstractContextManager:
+    def turn(self) -> contextlib.AbstractContextManager[None]:
         """A context for one run, which comes after the one before, whatever thread that came from."""
 
 
 class Plain:
     """Any device of torch's, with torch's ops alone: each is called anew in every run."""
 
-    def __init__(self, device: torch.device | str):
+    def __init__(self, device: torch.device | str) -> None:
         self.torch = torch.device(device)
 
-    def find(self, op: str) -> None:
+    def find(self, op: str) -> Callable[..., Any] | None:
         """No kernels of its own."""
         return None
 
@@ -45,7 +45,7 @@ class Plain:
         """`run` itself."""
         return run
 
-    def turn(self) -> contextlib.AbstractContextManager:
+    def turn(self) -> contextlib.AbstractContextManager[None]:
         """Torch's own order."""
         return contextlib.nullcontext()
 
@@ -53,11 +53,11 @@ class Plain:
 class Cuda(Plain):
     """An NVIDIA GPU: kernels of this package and of the libraries that torch loads, in one CUDA graph."""
 
-    def __init__(self, device: torch.device | str):
+    def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
         self._last: torch.cuda.Event | None = None
 
-    def find(self, op: str) -> Callable | None:
+    def find(self, op: str) -> Callable[..., Any] | None:
         """The lowering in `replay.cuda`, if there is one."""
         from . import cuda
 

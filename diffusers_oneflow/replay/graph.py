@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -12,7 +13,7 @@ from ..interop import real
 from . import plan
 from .devices import Device
 from .lowering import Lowered
-from .values import Ref, map_refs, meta, refs
+from .values import Ref, Step, map_refs, meta, refs
 
 # Graphs of one device share what libraries allocate while they are captured, so no two run at once.
 _LOCK = threading.RLock()
@@ -40,8 +41,8 @@ class ReplayGraph:
 
     def __init__(
         self, program: Program, weights: dict[str, torch.Tensor], examples: list[torch.Tensor], device: Device,
-        stage=lambda name, done: None,
-    ):  # fmt: skip
+        stage: plan.Stage = lambda name, done: None,
+    ) -> None:  # fmt: skip
         self._device, self._program = device, program
         examples = list(map(real, examples))
         self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
@@ -64,21 +65,21 @@ class ReplayGraph:
         owned = sum(t.nbytes for t in (*self._inputs, *self._made))
         self.memory = Memory(self.plan.bytes, self.plan.unplanned, owned + self.plan.bytes)
 
-    def _prepare(self, made: list[Ref], examples: list[torch.Tensor]):
+    def _prepare(self, made: list[Ref], examples: list[torch.Tensor]) -> None:
         self._arena = torch.empty(self.plan.bytes, dtype=torch.uint8, device=self._device.torch)
         self._outs = [self._place(step.like, offset) for step, offset in zip(self.steps, self.plan.offsets)]
         self._made = [torch.empty(ref.shape, dtype=ref.dtype, device=self._device.torch) for ref in made]
         work = [(s.run, out, map_refs(s.args, self._read)) for s, out in zip(self.steps, self._outs)]
         leaving = [(mine, self._read(ref)) for mine, ref in zip(self._made, made)]
 
-        def run():
+        def run() -> None:
             for function, out, args in work:
                 function(out, *args)
             for mine, tensor in leaving:
                 mine.copy_(tensor)
 
         self._enter(examples)
-        self._replay = self._device.capture(run)
+        self._replay: Callable[[], None] | None = self._device.capture(run)
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors of any strides, one per input of the program, unchanged afterwards; returns new ones.
@@ -96,14 +97,14 @@ class ReplayGraph:
                 fresh = iter([tensor.clone() for tensor in self._made])
         return [tensors[s] if isinstance(s, int) else next(fresh) for s in self._sources]
 
-    def close(self):
+    def close(self) -> None:
         """Free the graph's memory now."""
         with _LOCK:
             self._replay = None
-            self._arena = self._outs = self._made = self._inputs = None
-            self.steps = []
+            self._arena = torch.empty(0)
+            self._outs, self._made, self._inputs, self.steps = [], [], [], []
 
-    def _enter(self, tensors: list[torch.Tensor]):
+    def _enter(self, tensors: list[torch.Tensor]) -> None:
         for mine, tensor in zip(self._inputs, tensors):
             mine.copy_(tensor.detach(), non_blocking=True)
 
@@ -116,20 +117,20 @@ class ReplayGraph:
             return ref.of(source)
         return ref.of(self._inputs[source] if isinstance(source, int) else self._outs[source.number])
 
-    def _sort_outputs(self, lowered: Lowered) -> list:
+    def _sort_outputs(self, lowered: Lowered) -> list[Ref | int]:
         """Per output of the program a `Ref` for what is computed, or the number of the input that is handed back."""
         index = {name: i for i, name in enumerate(self._program.inputs)}
         return [index[n.name] if n.name in index else lowered.outputs[n] for n in self._program.outputs]
 
 
-def _count(steps) -> dict[str, Counter]:
-    counts: dict[str, Counter] = {}
+def _count(steps: list[Step]) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {}
     for step in steps:
         counts.setdefault(step.op, Counter())[step.kernel] += 1
     return counts
 
 
-def _bytes(step) -> int:
+def _bytes(step: Step) -> int:
     return step.like.nbytes + sum(ref.like.nbytes for ref in refs(step.args))
 
 

@@ -15,13 +15,13 @@ class FilterLayout:
         module: on its device.
     """
 
-    def __init__(self, module: torch.nn.Module):
+    def __init__(self, module: torch.nn.Module) -> None:
         filters = [m.weight for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
         self._moved = [p for p in filters if p.is_contiguous() and not p.is_contiguous(memory_format=_LAST)]
         for parameter in self._moved:
             parameter.data = parameter.data.contiguous(memory_format=_LAST)
 
-    def undo(self):
+    def undo(self) -> None:
         """As they were, those that nobody has replaced meanwhile."""
         for parameter in self._moved:
             if parameter.ndim == 4 and parameter.is_contiguous(memory_format=_LAST):

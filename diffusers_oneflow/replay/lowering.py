@@ -1,12 +1,18 @@
 """From the nodes of a program to steps on a device's tensors."""
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ..capture import Program, is_bookkeeping, op_name, where
 from ..errors import Unsupported
 from ..lowering import registry
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
-from .values import Ref, Step, dense, meta
+from .values import Ref, Step, View, dense, meta
+
+if TYPE_CHECKING:
+    from .devices import Device
 
 # Another shape on the same memory: the shape is that of the node's value.
 _RESHAPES = {
@@ -39,10 +45,12 @@ class Lowered:
         Unsupported: an op that no device may run; the message has op and place.
     """
 
-    def __init__(self, program: Program, weights: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], device):
+    def __init__(
+        self, program: Program, weights: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], device: "Device"
+    ) -> None:
         self.steps: list[Step] = []
         self.device = device
-        env: dict[torch.fx.Node, object] = {}
+        env: dict[torch.fx.Node, Any] = {}
         for number, (name, like) in enumerate(inputs.items()):
             env[_placeholder(program, name)] = Ref(number, like)
         for node in program.graph.nodes:
@@ -52,9 +60,11 @@ class Lowered:
                 env[node] = self._lower(node, env)
         self.outputs: dict[torch.fx.Node, Ref] = {n: env[n] for n in program.outputs if n in env}
 
-    def _lower(self, node: torch.fx.Node, env: dict):
+    def _lower(self, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Any:
         name = op_name(node)
-        args, kwargs = (torch.fx.map_arg(given, env.__getitem__) for given in (node.args, node.kwargs))
+        args: Any = torch.fx.map_arg(node.args, env.__getitem__)
+        kwargs: Any = torch.fx.map_arg(node.kwargs, env.__getitem__)
+        target: Any = node.target
         if is_bookkeeping(node):
             return args[0][args[1]] if "getitem" in name else None
         if name in _SAME:
@@ -62,7 +72,7 @@ class Lowered:
         made = node.meta["val"]
         if name in _RESHAPES or name in _VIEWS:
             shape = tuple(made.shape)
-            view = (lambda t: t.view(shape)) if name in _RESHAPES else (lambda t: node.target(t, *args[1:], **kwargs))
+            view = (lambda t: t.view(shape)) if name in _RESHAPES else (lambda t: target(t, *args[1:], **kwargs))
             return self._seen(node, args[0], view)
         if name in _PARTS:
             return tuple(self._seen(node, args[0], _part(node.target, args[1:], kwargs, i)) for i in range(len(made)))
@@ -71,7 +81,7 @@ class Lowered:
             return own(self, node, *args, **kwargs)
         return self.in_torch(node, args, kwargs)
 
-    def in_torch(self, node: torch.fx.Node, args: tuple, kwargs: dict):
+    def in_torch(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step, or one for each result, that calls torch's own op; the way of all that has no kernel of its own."""
         name = op_name(node)
         if not (registry.is_lowered(name) or name.startswith("oneflow.")):
@@ -84,7 +94,15 @@ class Lowered:
             for i, m in enumerate(made)
         )  # fmt: skip
 
-    def step(self, node: torch.fx.Node, run, args: tuple, shape, dtype: torch.dtype, kernel: str) -> Ref:
+    def step(
+        self,
+        node: torch.fx.Node,
+        run: Callable[..., None],
+        args: tuple[Any, ...],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        kernel: str,
+    ) -> Ref:
         """Add a step; `run` is called as ``run(out, *args)``."""
         made = Step(run, args, dense(shape, dtype), op_name(node), kernel, where(node), len(self.steps))
         self.steps.append(made)
@@ -96,28 +114,29 @@ class Lowered:
             return ref
         return self.step(node, _copy, (ref,), ref.shape, ref.dtype, "copy")
 
-    def _seen(self, node: torch.fx.Node, ref: Ref, view) -> Ref:
+    def _seen(self, node: torch.fx.Node, ref: Ref, view: View) -> Ref:
         try:
             return ref.through(view)
         except RuntimeError:  # torch cannot look at these strides so
             return self.contiguous(node, ref).through(view)
 
 
-def _copy(out: torch.Tensor, tensor: torch.Tensor):
+def _copy(out: torch.Tensor, tensor: torch.Tensor) -> None:
     out.copy_(tensor)
 
 
-def _call(target, number: int | None):
-    def run(out: torch.Tensor, args: tuple, kwargs: dict):
+def _call(target: Any, number: int | None) -> Callable[..., None]:
+    def run(out: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         made = target(*args, **kwargs)
         out.copy_(made if number is None else made[number])
 
     return run
 
 
-def _part(target, rest: tuple, kwargs: dict, number: int):
+def _part(target: Any, rest: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> View:
     return lambda tensor: target(tensor, *rest, **kwargs)[number]
 
 
 def _placeholder(program: Program, name: str) -> torch.fx.Node:
-    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
+    found: torch.fx.Node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
+    return found

@@ -3,7 +3,9 @@
 import functools
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from ..graph import ENGINE_LOCK, _chain, _graph_class
 from ..kernels import loader
 from .values import Ref, Step, refs
 
+Stage = Callable[[str, float], None]
 _KIND = "dfo_recorded"
 _ids = itertools.count(1 << 32)
 
@@ -34,7 +37,7 @@ class Plan:
     seconds: dict[str, float]
 
 
-def make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stage) -> Plan:
+def make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stage: Stage) -> Plan:
     """Let OneFlow compile the steps, and run its graph once to see where it has put them.
 
     Args:
@@ -49,7 +52,7 @@ def make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stag
         return _make(steps, inputs, outputs, stage)
 
 
-def _make(steps, inputs, outputs, stage) -> Plan:
+def _make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stage: Stage) -> Plan:
     native, pack = engine.native(), loader.pack()
     number = next(_ids)
     read = list(dict.fromkeys(ref.source for ref in outputs if isinstance(ref.source, Step)))
@@ -91,11 +94,11 @@ def _make(steps, inputs, outputs, stage) -> Plan:
     return Plan([a - base for a in addresses], size, report["unplanned"], seconds)
 
 
-def _build(steps: list[Step], read: list[Step], stage, entering: tuple) -> tuple:
+def _build(steps: list[Step], read: list[Step], stage: Stage, entering: tuple[Any, ...]) -> tuple[Any, ...]:
     """The body of nn.Graph.build: an op for each step, with the steps that it reads as its inputs."""
     from ..kernels.node import made, node
 
-    values = {}
+    values: dict[Step, Any] = {}
     for position, step in enumerate(steps):
         if position % 64 == 0:
             stage("lowering", position / len(steps))

@@ -1,9 +1,12 @@
 """What a step reads: a tensor that something has made, seen through views that cost nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+View = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -18,8 +21,8 @@ class Step:
         number: its place in order.
     """
 
-    run: Callable
-    args: tuple
+    run: Callable[..., None]
+    args: tuple[Any, ...]
     like: torch.Tensor
     op: str
     kernel: str
@@ -39,7 +42,7 @@ class Ref:
 
     source: Step | int | torch.Tensor
     like: torch.Tensor
-    views: tuple[Callable, ...] = field(default=())
+    views: tuple[View, ...] = field(default=())
 
     @property
     def shape(self) -> torch.Size:
@@ -51,7 +54,7 @@ class Ref:
         """The dtype."""
         return self.like.dtype
 
-    def through(self, view: Callable) -> "Ref":
+    def through(self, view: View) -> "Ref":
         """The same memory seen through one more view.
 
         Raises:
@@ -71,12 +74,12 @@ def meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def dense(shape, dtype: torch.dtype) -> torch.Tensor:
+def dense(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """A contiguous tensor without memory."""
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
-def map_refs(args, function: Callable):
+def map_refs(args: Any, function: Callable[[Ref], Any]) -> Any:
     """`args` with `function` of each `Ref` in its place."""
     if isinstance(args, Ref):
         return function(args)
@@ -87,7 +90,7 @@ def map_refs(args, function: Callable):
     return args
 
 
-def refs(args) -> list[Ref]:
+def refs(args: Any) -> list[Ref]:
     """All `Ref` in `args`, in order."""
     found: list[Ref] = []
     map_refs(args, lambda ref: found.append(ref))

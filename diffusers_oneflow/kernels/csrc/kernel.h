@@ -64,7 +64,7 @@ struct KernelKind {
   MakeKernel make;
 };
 
-template<typename T>
+template <typename T>
 std::unique_ptr<Kernel> Make(Params params) {
   return std::make_unique<T>(std::move(params));
 }

@@ -14,8 +14,8 @@ class GroupNorm final : public Kernel {
         last_(p.Int() != 0), type_(p.Type()) {}
   void Run(const Buffers& b) override {
     const bool affine = b.in.size() > 1;
-    Math().group_norm(type_, b.in[0], affine ? b.in[1] : nullptr, affine ? b.in[2] : nullptr, b.out, n_, positions_,
-                      channels_, groups_, eps_, act_, last_);
+    Math().group_norm(type_, b.in[0], affine ? b.in[1] : nullptr, affine ? b.in[2] : nullptr, b.out, n_, positions_, channels_,
+                      groups_, eps_, act_, last_);
   }
 
  private:
@@ -70,8 +70,7 @@ class Softmax final : public Kernel {
 // ints: rows, columns of the result, act, gate_first, type.
 class Gated final : public Kernel {
  public:
-  explicit Gated(Params p)
-      : rows_(p.Int()), columns_(p.Int()), act_(p.Act()), first_(p.Int() != 0), type_(p.Type()) {}
+  explicit Gated(Params p) : rows_(p.Int()), columns_(p.Int()), act_(p.Act()), first_(p.Int() != 0), type_(p.Type()) {}
   void Run(const Buffers& b) override { Math().gated(type_, b.in[0], b.out, rows_, columns_, act_, first_); }
 
  private:
@@ -124,8 +123,7 @@ class Concat final : public Kernel {
 // ints: bytes of a pixel, n, h, w, oh, ow.
 class Upsample final : public Kernel {
  public:
-  explicit Upsample(Params p)
-      : bytes_(p.Int()), n_(p.Int()), h_(p.Int()), w_(p.Int()), oh_(p.Int()), ow_(p.Int()) {}
+  explicit Upsample(Params p) : bytes_(p.Int()), n_(p.Int()), h_(p.Int()), w_(p.Int()), oh_(p.Int()), ow_(p.Int()) {}
   void Run(const Buffers& b) override { Math().upsample_nearest(bytes_, b.in[0], b.out, n_, h_, w_, oh_, ow_); }
 
  private:
@@ -203,10 +201,18 @@ class Chain final : public Kernel {
 }  // namespace
 
 std::vector<KernelKind> MathKernels() {
-  return {{"dfo_group_norm", Make<GroupNorm>}, {"dfo_layer_norm", Make<LayerNorm>}, {"dfo_rms_norm", Make<RmsNorm>},
-          {"dfo_softmax", Make<Softmax>},      {"dfo_gated", Make<Gated>},          {"dfo_copy", Make<Copy>},
-          {"dfo_view", Make<View>},            {"dfo_concat", Make<Concat>},        {"dfo_upsample", Make<Upsample>},
-          {"dfo_embedding", Make<Embedding>},  {"dfo_cast", Make<Cast>},            {"dfo_chain", Make<Chain>}};
+  return {{"dfo_group_norm", Make<GroupNorm>},
+          {"dfo_layer_norm", Make<LayerNorm>},
+          {"dfo_rms_norm", Make<RmsNorm>},
+          {"dfo_softmax", Make<Softmax>},
+          {"dfo_gated", Make<Gated>},
+          {"dfo_copy", Make<Copy>},
+          {"dfo_view", Make<View>},
+          {"dfo_concat", Make<Concat>},
+          {"dfo_upsample", Make<Upsample>},
+          {"dfo_embedding", Make<Embedding>},
+          {"dfo_cast", Make<Cast>},
+          {"dfo_chain", Make<Chain>}};
 }
 
 }  // namespace dfo

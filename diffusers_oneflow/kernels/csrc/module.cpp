@@ -89,7 +89,11 @@ bool ParseFilter(PyObject* args, dfo::math::Filter* filter, float** packed) {
     PyErr_SetString(PyExc_ValueError, "a filter has 4 sizes and 4 strides");
     return false;
   }
-  *filter = {reinterpret_cast<const float*>(data), numbers[0], numbers[1], numbers[2], numbers[3],
+  *filter = {reinterpret_cast<const float*>(data),
+             numbers[0],
+             numbers[1],
+             numbers[2],
+             numbers[3],
              {numbers[4], numbers[5], numbers[6], numbers[7]}};
   *packed = reinterpret_cast<float*>(to);
   return true;

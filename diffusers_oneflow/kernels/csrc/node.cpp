@@ -23,7 +23,7 @@ class OpBuilder {
   virtual ~OpBuilder() = default;
   OpBuilder& Input(const std::string& input_name, const int count);
   OpBuilder& Output(const std::string& output_name, const int count);
-  template<typename T>
+  template <typename T>
   OpBuilder& Attr(const std::string& attr_name, const T& attr_value);
   Maybe<UserOpExpr> Build();
 
@@ -37,7 +37,7 @@ class OpBuilder {
 
 class OpInterpUtil {
  public:
-  template<typename T>
+  template <typename T>
   static Maybe<T> Dispatch(const OpExpr& op_expr, const TensorTuple& inputs);
 };
 

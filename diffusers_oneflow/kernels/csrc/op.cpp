@@ -38,8 +38,7 @@ class PackKernel final : public user_op::OpKernel {
 
  private:
   using user_op::OpKernel::Compute;
-  void Compute(user_op::KernelComputeContext* ctx, user_op::OpKernelState* state,
-               const user_op::OpKernelCache*) const override {
+  void Compute(user_op::KernelComputeContext* ctx, user_op::OpKernelState* state, const user_op::OpKernelCache*) const override {
     auto* mine = static_cast<State*>(state);
     Buffers buffers;
     const int32_t count = ctx->input_size("in");
@@ -73,8 +72,7 @@ Maybe<void> Register(const KernelKind& kind) {
   JUST(RegisterOp(kind.name));
   auto kernel = manager.CheckAndGetOpKernelRegistry(kind.name);
   const MakeKernel make = kind.make;
-  kernel
-      .SetCreateFn([make]() -> const user_op::OpKernel* { return user_op::NewOpKernel<PackKernel>(make); })
+  kernel.SetCreateFn([make]() -> const user_op::OpKernel* { return user_op::NewOpKernel<PackKernel>(make); })
       .SetIsMatchedHob(user_op::HobDeviceType() == oneflow::DeviceType::kCPU);
   JUST(manager.Register(JUST(kernel.Finish()).GetResult()));
   return Maybe<void>::Ok();

@@ -53,8 +53,6 @@ class Multiply final : public Kernel {
 
 }  // namespace
 
-std::vector<KernelKind> ProductKernels() {
-  return {{"dfo_convolution", Make<Multiply>}, {"dfo_linear", Make<Multiply>}};
-}
+std::vector<KernelKind> ProductKernels() { return {{"dfo_convolution", Make<Multiply>}, {"dfo_linear", Make<Multiply>}}; }
 
 }  // namespace dfo

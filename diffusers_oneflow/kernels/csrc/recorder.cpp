@@ -18,9 +18,7 @@ class RecordedKernel final : public user_op::OpKernel {
   using user_op::OpKernel::Compute;
   void Compute(user_op::KernelComputeContext* ctx) const override {
     Record record{ctx->Attr<std::vector<int64_t>>("params").at(0), {}, ctx->Tensor4ArgNameAndIndex("out", 0)->mut_dptr()};
-    for (int32_t i = 0; i < ctx->input_size("in"); ++i) {
-      record.in.push_back(ctx->Tensor4ArgNameAndIndex("in", i)->dptr());
-    }
+    for (int32_t i = 0; i < ctx->input_size("in"); ++i) { record.in.push_back(ctx->Tensor4ArgNameAndIndex("in", i)->dptr()); }
     std::lock_guard<std::mutex> lock(mutex);
     records.push_back(std::move(record));
   }

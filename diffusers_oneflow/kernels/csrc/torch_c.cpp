@@ -44,8 +44,8 @@ void Check(Error error, const char* what) {
 }
 
 Tensor::Tensor(const void* data, math::Type type, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
-  Check(api.create_tensor_from_blob(const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                    strides.data(), 0, Dtype(type), /*cpu*/ 0, 0, &handle_),
+  Check(api.create_tensor_from_blob(const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+                                    Dtype(type), /*cpu*/ 0, 0, &handle_),
         "a view of memory");
 }
 

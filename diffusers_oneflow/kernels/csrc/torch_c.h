@@ -14,8 +14,7 @@ using Handle = void*;  // an at::Tensor*
 using Error = int32_t;
 
 struct Api {
-  Error (*create_tensor_from_blob)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t,
-                                   Handle*);
+  Error (*create_tensor_from_blob)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t, Handle*);
   Error (*delete_tensor_object)(Handle);
   Error (*get_data_ptr)(Handle, void**);
   Error (*convolution)(Handle x, Handle w, Handle* b, const int64_t* padding, int64_t, const int64_t* stride, int64_t,
@@ -23,8 +22,8 @@ struct Api {
                        const char** algorithm, Handle* result);
   Error (*linear)(Handle x, Handle w, Handle* b, const char* attr, const double** scalars, int64_t, const char** algorithm,
                   Handle* result);
-  Error (*attention)(Handle q, Handle k, Handle v, double dropout, int32_t causal, Handle* mask, double* scale,
-                     Handle* result, Handle* logsumexp);
+  Error (*attention)(Handle q, Handle k, Handle v, double dropout, int32_t causal, Handle* mask, double* scale, Handle* result,
+                     Handle* logsumexp);
   int32_t (*float32)();
   int32_t (*bfloat16)();
   int32_t (*float16)();

@@ -63,9 +63,9 @@ void Finish(const Tensor& made, const void* residual, Act after, Type type, int6
 class Convolution final : public Kernel {
  public:
   explicit Convolution(Params p)
-      : n_(p.Int()), h_(p.Int()), w_(p.Int()), c_(p.Int()), oc_(p.Int()), oh_(p.Int()), ow_(p.Int()),
-        stride_(p.Ints()), padding_(p.Ints()), dilation_(p.Ints()), groups_(p.Int()), weight_(p.Int()), bias_(p.Int()),
-        act_(p.Act()), type_(p.Type()), adds_(p.Int() != 0) {}
+      : n_(p.Int()), h_(p.Int()), w_(p.Int()), c_(p.Int()), oc_(p.Int()), oh_(p.Int()), ow_(p.Int()), stride_(p.Ints()),
+        padding_(p.Ints()), dilation_(p.Ints()), groups_(p.Int()), weight_(p.Int()), bias_(p.Int()), act_(p.Act()),
+        type_(p.Type()), adds_(p.Int() != 0) {}
 
   void Run(const Buffers& b) override {
     const Tensor x(b.in[0], type_, {n_, c_, h_, w_}, {h_ * w_ * c_, 1, w_ * c_, c_});
@@ -74,8 +74,7 @@ class Convolution final : public Kernel {
     Pointwise act(fused ? act_ : Act::kNone);
     Tensor made;
     Check(Get().convolution(x.get(), torch_c::Slot(weight_), bias == nullptr ? nullptr : &bias, padding_.data(), 2,
-                            stride_.data(), 2, dilation_.data(), 2, groups_, act.attr, nullptr, 0, act.Algorithm(),
-                            made.out()),
+                            stride_.data(), 2, dilation_.data(), 2, groups_, act.attr, nullptr, 0, act.Algorithm(), made.out()),
           "the convolution");
     Finish(made, adds_ ? b.in[1] : nullptr, fused ? Act::kNone : act_, type_, n_ * oh_ * ow_ * oc_, b.out);
   }
@@ -94,15 +93,16 @@ class Convolution final : public Kernel {
 class Linear final : public Kernel {
  public:
   explicit Linear(Params p)
-      : rows_(p.Int()), in_(p.Int()), out_(p.Int()), weight_(p.Int()), bias_(p.Int()), act_(p.Act()), type_(p.Type()), adds_(p.Int() != 0) {}
+      : rows_(p.Int()), in_(p.Int()), out_(p.Int()), weight_(p.Int()), bias_(p.Int()), act_(p.Act()), type_(p.Type()),
+        adds_(p.Int() != 0) {}
 
   void Run(const Buffers& b) override {
     const Tensor x(b.in[0], type_, {rows_, in_}, {in_, 1});
     Handle bias = bias_ < 0 ? nullptr : torch_c::Slot(bias_);
     Pointwise act(Pointwise::Knows(act_) ? act_ : Act::kNone);
     Tensor made;
-    Check(Get().linear(x.get(), torch_c::Slot(weight_), bias == nullptr ? nullptr : &bias, act.attr, nullptr, 0,
-                       act.Algorithm(), made.out()),
+    Check(Get().linear(x.get(), torch_c::Slot(weight_), bias == nullptr ? nullptr : &bias, act.attr, nullptr, 0, act.Algorithm(),
+                       made.out()),
           "the linear layer");
     Finish(made, adds_ ? b.in[1] : nullptr, Pointwise::Knows(act_) ? Act::kNone : act_, type_, rows_ * out_, b.out);
   }
@@ -146,7 +146,8 @@ class Attention final : public Kernel {
   bool RunOwn(const Buffers& b) const {
     const auto data = [&](size_t i) { return static_cast<const float*>(b.in[i]); };
     const bool masked = !mask_sizes_.empty();
-    math::AttentionCall call{data(0), data(1), data(2), masked ? data(3) : nullptr, static_cast<float*>(b.out), b_, m_, n_, heads_, d_};
+    math::AttentionCall call{data(0), data(1), data(2), masked ? data(3) : nullptr, static_cast<float*>(b.out), b_, m_,
+                             n_,      heads_,  d_};
     std::copy_n(q_.data(), 3, call.q_strides);
     std::copy_n(k_.data(), 3, call.k_strides);
     std::copy_n(v_.data(), 3, call.v_strides);

@@ -6,7 +6,15 @@ import importlib.util
 import math
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+
+# (code, a, b, number or name) of `passes.native_ops.chain`.
+Instructions = Sequence[tuple[str, int, int, Any]]
+Sizes = Sequence[int]
 
 _BINARY = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "tl.maximum({0}, {1})",
            "min": "tl.minimum({0}, {1})"}  # fmt: skip
@@ -39,24 +47,24 @@ _POWERS = {
 }  # fmt: skip
 
 
-def expressible(instructions) -> bool:
+def expressible(instructions: Instructions) -> bool:
     """Whether a kernel can be written for them."""
     return all(code != "pow_scalar" or float(value) in _POWERS for code, _, _, value in instructions)
 
 
-def runner(shape: tuple, shapes: list[tuple], strides: list[tuple], instructions):
+def runner(shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> Callable[..., None]:
     """``run(out, *operands)`` for a chain of `passes.native_ops`; operands broadcast to `shape`, of any strides."""
     source = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
     size = math.prod(shape)
     grid = (-(-size // _BLOCK),)
 
-    def run(out, *operands):
+    def run(out: torch.Tensor, *operands: torch.Tensor) -> None:
         _compiled(source)[grid](out, *operands, size, _BLOCK, num_warps=4)
 
     return run
 
 
-def _source(shape, shapes, strides, instructions) -> str:
+def _source(shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> str:
     # Indices in 64 bits take twice the registers.
     reach = max((sum((n - 1) * s for n, s in zip(own, steps)) for own, steps in zip(shapes, strides)), default=0)
     wide = ".to(tl.int64)" if max(reach, math.prod(shape)) >= 1 << 31 else ""
@@ -85,7 +93,7 @@ def _literal(value: float) -> str:
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
-def _index(shape: tuple, own: tuple, steps: tuple) -> str:
+def _index(shape: Sizes, own: Sizes, steps: Sizes) -> str:
     """Where an element of the result lies in an operand: neighbouring dimensions are taken together where they can be."""
     lead = len(shape) - len(own)
     strides = [0] * lead + [0 if n == 1 and shape[lead + i] != 1 else s for i, (n, s) in enumerate(zip(own, steps))]
@@ -113,12 +121,14 @@ def _folder() -> Path:
 
 
 @functools.cache
-def _compiled(source: str):
+def _compiled(source: str) -> Any:
     """Triton reads the source of a kernel from a file."""
     name = f"diffusers_oneflow_chain_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = _folder() / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"Python cannot load {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
 _TIMES = 8
-_known: dict[Hashable, object] = {}
+_known: dict[Hashable, Any] = {}
 
 
-def fastest(key: Hashable, candidates: Sequence, compute: Callable):
+def fastest(key: Hashable, candidates: Sequence[Any], compute: Callable[[Any], Any]) -> Any:
     """The candidate whose `compute(candidate)` takes the least time on the GPU; those that raise are out.
 
     It is measured as it will run, in a CUDA graph: called from Python, small kernels all take as long as their launch.
@@ -25,7 +26,7 @@ def fastest(key: Hashable, candidates: Sequence, compute: Callable):
     return _known[key]
 
 
-def _measured(candidates: Sequence, compute: Callable):
+def _measured(candidates: Sequence[Any], compute: Callable[[Any], Any]) -> Any:
     best, least, reason = None, float("inf"), None
     for candidate in candidates:
         try:
@@ -45,7 +46,7 @@ def _measured(candidates: Sequence, compute: Callable):
     return best
 
 
-def _milliseconds(compute: Callable, candidate) -> float:
+def _milliseconds(compute: Callable[[Any], Any], candidate: Any) -> float:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -61,4 +62,4 @@ def _milliseconds(compute: Callable, candidate) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))

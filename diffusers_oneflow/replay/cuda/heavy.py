@@ -1,19 +1,34 @@
 """Lowerings on CUDA of convolution, linear layers and attention: cuDNN, cuBLASLt and flash attention as torch loads them."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..lowering import Lowered
+from ..values import Ref
 from . import choice
 from .light import finish, fits, gate
 from .table import on_cuda
 
 
 @on_cuda("oneflow.conv2d.default")
-def conv2d(lowered: Lowered, node, x, weight, bias, stride, padding, dilation, groups, act="none", residual=None):
+def conv2d(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str = "none",
+    residual: Ref | None = None,
+) -> Any:
     made = node.meta["val"]
     if not fits(x, weight, bias, residual) or len({x.dtype, weight.dtype}) > 1 or not isinstance(weight.source, torch.Tensor):
         return lowered.in_torch(node, (x, weight, bias, stride, padding, dilation, groups, act, residual), {})
@@ -27,7 +42,9 @@ def conv2d(lowered: Lowered, node, x, weight, bias, stride, padding, dilation, g
         return _product(lowered, node, x, flat, bias, act, residual, "none", act_first=False)
     tail = bias is not None or residual is not None or act != "none"
 
-    def run(out, x, filters, bias, residual):
+    def run(
+        out: torch.Tensor, x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> None:
         image, made = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
         # The parameter itself where it lies so (`layout`), else a copy in every call: one made once would miss writes.
         filters = filters.contiguous(memory_format=torch.channels_last)
@@ -42,20 +59,39 @@ def conv2d(lowered: Lowered, node, x, weight, bias, stride, padding, dilation, g
 
 
 @on_cuda("oneflow.linear.default")
-def linear(lowered: Lowered, node, x, weight, bias=None, act="none", residual=None, gate="none"):
+def linear(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None = None,
+    act: str = "none",
+    residual: Ref | None = None,
+    gate: str = "none",
+) -> Any:
     if not fits(x, weight, bias, residual) or len({x.dtype, weight.dtype}) > 1:
         return lowered.in_torch(node, (x, weight, bias, act, residual, gate), {})
     return _product(lowered, node, x, weight, bias, act, residual, gate, act_first=True)
 
 
 @on_cuda("aten.linear.default")
-def plain_linear(lowered: Lowered, node, x, weight, bias=None):
+def plain_linear(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None = None) -> Any:
     if not fits(x, weight, bias) or len({x.dtype, weight.dtype}) > 1:
         return lowered.in_torch(node, (x, weight, bias), {})
     return _product(lowered, node, x, weight, bias, "none", None, "none", act_first=True)
 
 
-def _product(lowered: Lowered, node, x, weight, bias, act, residual, gate_act, act_first: bool):
+def _product(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None,
+    act: str,
+    residual: Ref | None,
+    gate_act: str,
+    act_first: bool,
+) -> Ref:
     made = node.meta["val"]
     x = lowered.contiguous(node, x)
     residual = None if residual is None else lowered.contiguous(node, residual)
@@ -63,7 +99,9 @@ def _product(lowered: Lowered, node, x, weight, bias, act, residual, gate_act, a
     rows, columns = math.prod(x.shape[:-1]), weight.shape[0]
     plain = act == "none" and residual is None and gate_act == "none"
 
-    def run(out, x, weight, bias, residual):
+    def run(
+        out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> None:
         x = x.view(rows, k)
         if gate_act != "none":
             wide = torch.mm(x, weight.t())
@@ -89,18 +127,22 @@ _ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend
 
 
 @on_cuda("oneflow.attention.default")
-def attention(lowered: Lowered, node, q, k, v, mask, heads, causal, scale):
+def attention(
+    lowered: Lowered, node: torch.fx.Node, q: Ref, k: Ref, v: Ref, mask: Ref | None, heads: int, causal: bool, scale: float | None
+) -> Any:
     made = node.meta["val"]
     chosen: list[SDPBackend] = []
     shapes = tuple((tuple(t.shape), t.like.stride()) for t in (q, k, v, mask) if t is not None)
     key = ("attention", lowered.device.torch, shapes, q.dtype, heads, causal, scale)
 
-    def compute(backend, q, k, v, mask):
+    def compute(
+        backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
 
-    def run(out, q, k, v, mask):
+    def run(out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> None:
         if not chosen:
             chosen.append(choice.fastest(key, _ATTENTION, lambda backend: compute(backend, q, k, v, mask)))
         result = compute(chosen[0], q, k, v, mask).transpose(1, 2)

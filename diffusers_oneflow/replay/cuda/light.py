@@ -1,12 +1,15 @@
 """Lowerings on CUDA of what is bound by memory."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..lowering import Lowered
 from ..values import Ref
 from . import chains, kernels
+from .chains import Instructions
 from .table import on_cuda
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -29,7 +32,9 @@ def power(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def finish(out, x, bias, residual, act: str, act_first: bool):
+def finish(
+    out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, act: str, act_first: bool
+) -> None:
     """``out = act(x + bias + residual)``, or ``act(x + bias) + residual``, of dense tensors; `out` may be `x`."""
     block = 1024
     kernels.finish_kernel[_blocks(out.numel(), block)](
@@ -38,7 +43,7 @@ def finish(out, x, bias, residual, act: str, act_first: bool):
     )  # fmt: skip
 
 
-def gate(out, x, bias, act: str, gate_first: bool):
+def gate(out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, act: str, gate_first: bool) -> None:
     """The gate of GEGLU and its like on dense tensors, with the bias of the product before."""
     block = 1024
     kernels.gated_kernel[_blocks(out.numel(), block)](
@@ -47,16 +52,30 @@ def gate(out, x, bias, act: str, gate_first: bool):
 
 
 @on_cuda("oneflow.gated.default")
-def gated(lowered: Lowered, node, x, act, gate_first=False):
+def gated(lowered: Lowered, node: torch.fx.Node, x: Ref, act: str, gate_first: bool = False) -> Any:
     if not fits(x):
         return lowered.in_torch(node, (x, act, gate_first), {})
     x = lowered.contiguous(node, x)
     made = node.meta["val"]
-    return lowered.step(node, lambda out, x: gate(out, x, None, act, gate_first), (x,), made.shape, made.dtype, "triton gated")
+
+    def run(out: torch.Tensor, x: torch.Tensor) -> None:
+        gate(out, x, None, act, gate_first)
+
+    return lowered.step(node, run, (x,), made.shape, made.dtype, "triton gated")
 
 
 @on_cuda("oneflow.group_norm.default")
-def group_norm(lowered: Lowered, node, x, groups, weight, bias, eps, act="none", channels_last=True):
+def group_norm(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    groups: int,
+    weight: Ref | None,
+    bias: Ref | None,
+    eps: float,
+    act: str = "none",
+    channels_last: bool = True,
+) -> Any:
     if not channels_last or not fits(x, weight, bias) or (weight is None) != (bias is None):
         return lowered.in_torch(node, (x, groups, weight, bias, eps, act, channels_last), {})
     x = lowered.contiguous(node, x)
@@ -69,7 +88,7 @@ def group_norm(lowered: Lowered, node, x, groups, weight, bias, eps, act="none",
     chunk = -(-positions // splits)
     splits = -(-positions // chunk)
 
-    def run(out, x, weight, bias):
+    def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
         stats = torch.empty((n, splits, channels, 2), dtype=torch.float32, device=x.device)
         moments = torch.empty((n, groups, 2), dtype=torch.float32, device=x.device)
         grid = (n * splits, across)
@@ -96,7 +115,16 @@ def group_norm(lowered: Lowered, node, x, groups, weight, bias, eps, act="none",
     return lowered.step(node, run, (x, weight, bias), x.shape, x.dtype, "triton group norm")
 
 
-def _row_norm(lowered: Lowered, node, x, shape, weight, bias, eps, rms: bool):
+def _row_norm(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    shape: Sequence[int],
+    weight: Ref | None,
+    bias: Ref | None,
+    eps: float,
+    rms: bool,
+) -> Ref | None:
     columns = math.prod(shape)
     if not fits(x, weight, bias) or columns > 16384:
         return None
@@ -105,7 +133,7 @@ def _row_norm(lowered: Lowered, node, x, shape, weight, bias, eps, rms: bool):
 
     many = max(1, _TILE // 2 // block)
 
-    def run(out, x, weight, bias):
+    def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
         kernels.row_norm_kernel[_blocks(rows, many)](
             out, x, weight, bias, rows, columns, float(eps), rms, weight is not None, bias is not None, many, block,
             num_warps=4 if block <= 2048 else 8,
@@ -115,19 +143,32 @@ def _row_norm(lowered: Lowered, node, x, shape, weight, bias, eps, rms: bool):
 
 
 @on_cuda("aten.layer_norm.default")
-def layer_norm(lowered: Lowered, node, x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    shape: Sequence[int],
+    weight: Ref | None = None,
+    bias: Ref | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
     made = _row_norm(lowered, node, x, shape, weight, bias, eps, False)
     return made or lowered.in_torch(node, (x, shape, weight, bias, eps), {})
 
 
 @on_cuda("aten.rms_norm.default")
-def rms_norm(lowered: Lowered, node, x, shape, weight=None, eps=None):
+def rms_norm(
+    lowered: Lowered, node: torch.fx.Node, x: Ref, shape: Sequence[int], weight: Ref | None = None, eps: float | None = None
+) -> Any:
     value = torch.finfo(x.dtype).eps if eps is None else eps
     return _row_norm(lowered, node, x, shape, weight, None, value, True) or lowered.in_torch(node, (x, shape, weight, eps), {})
 
 
 @on_cuda("oneflow.chain.default")
-def chain(lowered: Lowered, node, operands, instructions, dtype=None):
+def chain(
+    lowered: Lowered, node: torch.fx.Node, operands: Sequence[Ref], instructions: Instructions, dtype: torch.dtype | None = None
+) -> Any:
     made = node.meta["val"]
     if not fits(*operands) or made.dtype not in _FLOATS or not chains.expressible(instructions):
         return lowered.in_torch(node, (operands, instructions, dtype), {})
@@ -136,21 +177,25 @@ def chain(lowered: Lowered, node, operands, instructions, dtype=None):
 
 
 @on_cuda("aten.cat.default")
-def cat(lowered: Lowered, node, tensors, dim=0):
+def cat(lowered: Lowered, node: torch.fx.Node, tensors: Sequence[Ref], dim: int = 0) -> Any:
     made = node.meta["val"]
     if len({t.dtype for t in tensors}) > 1 or any(t.shape.numel() == 0 for t in tensors):
         return lowered.in_torch(node, (tensors, dim), {})
-    return lowered.step(node, lambda out, *parts: torch.cat(parts, dim, out=out), tuple(tensors), made.shape, made.dtype, "cat")
+
+    def run(out: torch.Tensor, *parts: torch.Tensor) -> None:
+        torch.cat(parts, dim, out=out)
+
+    return lowered.step(node, run, tuple(tensors), made.shape, made.dtype, "cat")
 
 
 @on_cuda("oneflow.upsample_nearest2d.default")
-def upsample_nearest2d(lowered: Lowered, node, x, size):
+def upsample_nearest2d(lowered: Lowered, node: torch.fx.Node, x: Ref, size: Sequence[int]) -> Any:
     n, h, w, c = x.shape
     if size[0] % h or size[1] % w:
         return lowered.in_torch(node, (x, size), {})
     up, wide = size[0] // h, size[1] // w
 
-    def run(out, x):
+    def run(out: torch.Tensor, x: torch.Tensor) -> None:
         out.view(n, h, up, w, wide, c).copy_(x[:, :, None, :, None])
 
     return lowered.step(node, run, (x,), (n, *size, c), x.dtype, "copy")

@@ -174,8 +174,7 @@ std::vector<Interval> Lifetimes(const std::vector<TaskProto*>& tasks) {
 // Greedy by size (Pisarchyk and Lee, 2020): the largest first, each at the lowest offset that is free
 // during its lifetime. Returns the bytes needed in all.
 size_t Place(std::vector<Interval>* intervals) {
-  std::stable_sort(intervals->begin(), intervals->end(),
-                   [](const Interval& a, const Interval& b) { return a.size > b.size; });
+  std::stable_sort(intervals->begin(), intervals->end(), [](const Interval& a, const Interval& b) { return a.size > b.size; });
   std::vector<const Interval*> placed;  // by offset
   size_t total = 0;
   for (Interval& interval : *intervals) {

@@ -22,9 +22,9 @@
 namespace dfo {
 namespace {
 
-constexpr size_t kChunk = 64 * kPage;     // is filled at once
-constexpr size_t kSmallest = 16 * kPage;  // less is not worth its mapping
-constexpr size_t kMost = 10000;           // each splits a mapping, and Linux allows a process 65530
+constexpr size_t kChunk = 64 * kPage;                   // is filled at once
+constexpr size_t kSmallest = 16 * kPage;                // less is not worth its mapping
+constexpr size_t kMost = 10000;                         // each splits a mapping, and Linux allows a process 65530
 constexpr int kPopulateRead = 22, kPopulateWrite = 23;  // of Linux 5.14, madvise(2)
 
 }  // namespace
@@ -57,8 +57,7 @@ Dropped* Find(uintptr_t address) {
 }
 
 bool Overlaps(uintptr_t begin, uintptr_t end) {
-  return std::any_of(registry.begin(), registry.end(),
-                     [&](const Dropped* d) { return d->begin < end && begin < d->end; });
+  return std::any_of(registry.begin(), registry.end(), [&](const Dropped* d) { return d->begin < end && begin < d->end; });
 }
 
 // On the thread of faults.h.

@@ -42,9 +42,8 @@ void Read(const StructureWatch* self, const Visit& visit) {
     visit(PyList_GET_SIZE(list));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) { visit(Address(PyList_GET_ITEM(list, i))); }
   });
-  ForEach(self->types, [&](PyObject* type) {
-    visit(Address(_PyType_Lookup(reinterpret_cast<PyTypeObject*>(type), self->forward)));
-  });
+  ForEach(self->types,
+          [&](PyObject* type) { visit(Address(_PyType_Lookup(reinterpret_cast<PyTypeObject*>(type), self->forward))); });
 }
 
 // Takes over the handles in a sequence of capsules, as torch makes them.
@@ -80,9 +79,8 @@ PyObject* Kept(const StructureWatch* self) {
     right = copy != nullptr && PyList_Append(kept, copy) == 0;
     Py_XDECREF(copy);
   });
-  ForEach(self->objects, [&](PyObject* object) {
-    right = right && PyList_Append(kept, reinterpret_cast<PyObject*>(Py_TYPE(object))) == 0;
-  });
+  ForEach(self->objects,
+          [&](PyObject* object) { right = right && PyList_Append(kept, reinterpret_cast<PyObject*>(Py_TYPE(object))) == 0; });
   ForEach(self->types, [&](PyObject* type) {
     PyObject* found = _PyType_Lookup(reinterpret_cast<PyTypeObject*>(type), self->forward);
     right = right && (found == nullptr || PyList_Append(kept, found) == 0);
@@ -101,12 +99,14 @@ bool Fill(StructureWatch* self, PyObject* dicts, PyObject* lists, PyObject* obje
   self->layouts = new Layouts();
   if (!TakeTensors(tensors, self->layouts)) { return false; }
   const auto any = [](PyObject*) { return true; };
+  // clang-format off
   if ((self->forward = PyUnicode_InternFromString("forward")) == nullptr ||
       (self->dicts = TupleOf(dicts, [](PyObject* o) { return PyDict_Check(o) != 0; }, "dictionaries")) == nullptr ||
       (self->lists = TupleOf(lists, [](PyObject* o) { return PyList_Check(o) != 0; }, "lists")) == nullptr ||
       (self->objects = TupleOf(objects, any, "objects")) == nullptr ||
       (self->types = TupleOf(types, [](PyObject* o) { return PyType_Check(o) != 0; }, "types")) == nullptr ||
       (self->kept = Kept(self)) == nullptr) {
+    // clang-format on
     return false;
   }
   Read(self, [self](uint64_t number) { self->known->push_back(number); });
@@ -175,9 +175,10 @@ PyType_Slot slots[] = {
     {Py_tp_traverse, reinterpret_cast<void*>(Traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(Clear)},
     {Py_tp_methods, methods},
-    {Py_tp_doc, const_cast<char*>("StructureWatch(dicts, lists, objects, types, tensors): notices writes to the dictionaries and\n"
-                                  "lists, other types of the objects, another `forward` of the types, other layouts of the\n"
-                                  "tensors (capsules of at::Tensor*, which are taken over).")},
+    {Py_tp_doc,
+     const_cast<char*>("StructureWatch(dicts, lists, objects, types, tensors): notices writes to the dictionaries and\n"
+                       "lists, other types of the objects, another `forward` of the types, other layouts of the\n"
+                       "tensors (capsules of at::Tensor*, which are taken over).")},
     {0, nullptr},
 };
 

@@ -50,8 +50,7 @@ void Layouts::Remember() {
 
 bool Layouts::Changed() const {
   size_t next = 0;
-  const bool same =
-      Read([this, &next](int64_t number) { return next < known_.size() && known_[next++] == number; });
+  const bool same = Read([this, &next](int64_t number) { return next < known_.size() && known_[next++] == number; });
   return !same || next != known_.size();
 }
 

@@ -92,7 +92,7 @@ void NewRuntime(void* self, const oneflow::Plan& plan, const void* variables) {
 }
 
 // Unlike Clear(), which keeps the memory for later.
-template<typename Message>
+template <typename Message>
 void Empty(Message* message) {
   Message fresh;
   message->Swap(&fresh);

@@ -108,7 +108,8 @@ PyMethodDef methods[] = {
     {"begin_graph", BeginGraph, METH_O, "begin_graph(id): this thread compiles that graph until end_graph()."},
     {"end_graph", EndGraph, METH_NOARGS, "end_graph() -> dict of the graph's bytes."},
     {"drop_leftovers", DropLeftovers, METH_O, "drop_leftovers(job name): free what only the build of that graph needed."},
-    {"drop_registers", DropRegisters, METH_O, "drop_registers(job name): free the registers of a graph whose C++ object is gone."},
+    {"drop_registers", DropRegisters, METH_O,
+     "drop_registers(job name): free the registers of a graph whose C++ object is gone."},
     {"release_graph", ReleaseGraph, METH_O, "release_graph(id): free the memory of a graph whose C++ object is gone."},
     {"arena_bytes", ArenaBytes, METH_NOARGS, "Bytes of the shared arena that graphs need now."},
     {"copy_bytes", CopyBytes, METH_VARARGS, "copy_bytes(to, from, bytes): addresses of memory that must not overlap."},
@@ -121,8 +122,7 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock OneFlow 0.9.0 wheel safe to run.", -1,
-                      methods};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "What makes the stock OneFlow 0.9.0 wheel safe to run.", -1, methods};
 
 }  // namespace
 

@@ -44,9 +44,7 @@ void DequeueNNGraph(LazyJobStreamPolicy* self) {
 }  // namespace
 
 bool InstallRaceCure() {
-  return Redirect("_ZN7oneflow2vm19LazyJobStreamPolicy14DequeueNNGraphEv",
-                  reinterpret_cast<void*>(&DequeueNNGraph))
-         != nullptr;
+  return Redirect("_ZN7oneflow2vm19LazyJobStreamPolicy14DequeueNNGraphEv", reinterpret_cast<void*>(&DequeueNNGraph)) != nullptr;
 }
 
 long RaceWaits() { return waits.load(); }

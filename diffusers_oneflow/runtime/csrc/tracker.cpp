@@ -59,14 +59,12 @@ struct Region {
   uint64_t begin, end, categories;
 };
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgs);
-constexpr uint64_t kProtect = 1, kFailUntracked = 2;                         // flags
+constexpr uint64_t kProtect = 1, kFailUntracked = 2;                        // flags
 constexpr uint64_t kWritten = 2, kOfFile = 4, kPresent = 8, kSwapped = 16;  // categories
 
 uintptr_t FirstPage(const Range& range) { return (range.begin + kPage - 1) / kPage * kPage; }
 uintptr_t EndPage(const Range& range) { return range.end / kPage * kPage; }
-bool Large(const Range& range) {
-  return FirstPage(range) < EndPage(range) && EndPage(range) - FirstPage(range) >= kMinTracked;
-}
+bool Large(const Range& range) { return FirstPage(range) < EndPage(range) && EndPage(range) - FirstPage(range) >= kMinTracked; }
 
 // Pages that are tracked, of one kind of mapping.
 struct Span {
@@ -421,8 +419,7 @@ void FindSpans(Watch* watch, const std::vector<Range>& ranges) {
   EachMapping([&](uintptr_t, uintptr_t, uint64_t, const char*) { ++mappings; });
   if (mappings > kMostMappings) { return; }
   EachMapping([&](uintptr_t begin, uintptr_t end, uint64_t inode, const char* path) {
-    auto range = std::upper_bound(wanted.begin(), wanted.end(), begin,
-                                  [](uintptr_t at, const Range& r) { return at < r.end; });
+    auto range = std::upper_bound(wanted.begin(), wanted.end(), begin, [](uintptr_t at, const Range& r) { return at < r.end; });
     int file = -1;
     for (; range != wanted.end() && range->begin < end; ++range) {
       if (range->begin == range->end) { continue; }
@@ -479,8 +476,7 @@ void Cut(Watch* watch, const std::vector<Range>& ranges) {
       at = end;
     }
   }
-  std::sort(watch->pieces.begin(), watch->pieces.end(),
-            [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  std::sort(watch->pieces.begin(), watch->pieces.end(), [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
 }
 
 struct Fresh {

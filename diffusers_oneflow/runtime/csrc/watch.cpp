@@ -19,8 +19,7 @@ bool ParseRanges(PyObject* object, std::vector<Range>* ranges) {
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); ++i) {
     Py_ssize_t address = 0, bytes = 0;
     PyObject* pair = PySequence_Tuple(PySequence_Fast_GET_ITEM(items, i));
-    const bool parsed =
-        pair != nullptr && PyArg_ParseTuple(pair, "nn;WriteWatch takes (address, bytes)", &address, &bytes);
+    const bool parsed = pair != nullptr && PyArg_ParseTuple(pair, "nn;WriteWatch takes (address, bytes)", &address, &bytes);
     Py_XDECREF(pair);
     if (parsed && (address < 0 || bytes < 0 || address > PY_SSIZE_T_MAX - bytes)) {
       PyErr_SetString(PyExc_ValueError, "WriteWatch takes addresses and sizes that are not negative");

@@ -197,9 +197,7 @@ class Attend {
       Store(largest + i, base, All{});
       Store(shrink + i, Exp(before - base), All{});
     }
-    for (int64_t i = 0; i < count; ++i) {
-      Exponentials(i, panels, scale, largest[i], shrink[i], totals_ + (state + i) * kWidth);
-    }
+    for (int64_t i = 0; i < count; ++i) { Exponentials(i, panels, scale, largest[i], shrink[i], totals_ + (state + i) * kWidth); }
     const char* b = p_ + panels * kParts * kTile;
     alignas(64) float made[32 * kColumns];
     for (int64_t panel = 0; panel < panels_; ++panel) {

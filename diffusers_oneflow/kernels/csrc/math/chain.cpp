@@ -127,11 +127,21 @@ void Map(const float* a, const float* b, float* y, int64_t count, const Function
 }
 
 void Power(const float* a, float exponent, float* y, int64_t n) {
-  if (exponent == 2) { return Map(a, y, n, [](F x) { return x * x; }); }
-  if (exponent == 3) { return Map(a, y, n, [](F x) { return x * x * x; }); }
-  if (exponent == 0.5f) { return Map(a, y, n, [](F x) { return Sqrt(x); }); }
-  if (exponent == -0.5f) { return Map(a, y, n, [](F x) { return 1.0f / Sqrt(x); }); }
-  if (exponent == -1) { return Map(a, y, n, [](F x) { return 1.0f / x; }); }
+  if (exponent == 2) {
+    return Map(a, y, n, [](F x) { return x * x; });
+  }
+  if (exponent == 3) {
+    return Map(a, y, n, [](F x) { return x * x * x; });
+  }
+  if (exponent == 0.5f) {
+    return Map(a, y, n, [](F x) { return Sqrt(x); });
+  }
+  if (exponent == -0.5f) {
+    return Map(a, y, n, [](F x) { return 1.0f / Sqrt(x); });
+  }
+  if (exponent == -1) {
+    return Map(a, y, n, [](F x) { return 1.0f / x; });
+  }
   Map(a, y, n, [=](F x) { return EachLane(x, [=](float v) { return std::pow(v, exponent); }); });
 }
 

@@ -83,9 +83,9 @@ class Gathered {
     memory_ = memory;
     const int64_t depth = blocks_.Depth(block);
     bool fine = true;
-    GatherRows(p_, block * blocks_.channels, blocks_.Channels(block), row, count,
-               [&](int64_t r) { return Tiles::Row(memory, r); },
-               [&](int64_t r, const float* to) { fine &= Tiles::Put(to, depth, memory, r); });
+    GatherRows(
+        p_, block * blocks_.channels, blocks_.Channels(block), row, count, [&](int64_t r) { return Tiles::Row(memory, r); },
+        [&](int64_t r, const float* to) { fine &= Tiles::Put(to, depth, memory, r); });
     for (int64_t r = count; r % Tiles::kRows != 0; ++r) {
       float* to = Tiles::Row(memory, r);
       std::fill(to, to + depth, 0.0f);

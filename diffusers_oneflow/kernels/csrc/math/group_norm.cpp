@@ -193,9 +193,8 @@ class ChannelsFirst {
         const F scale = Set(rstd * p_.Weight(first_channel + c)), bias = Set(p_.Bias(first_channel + c));
         const T* x = p_.x + unit * p_.GroupSize() + i;
         T* y = p_.y + unit * p_.GroupSize() + i;
-        ForVectors(next - i, [&](int64_t k, auto lanes) {
-          Store(y + k, function(Fma(Load(x + k, lanes) - mean, scale, bias)), lanes);
-        });
+        ForVectors(next - i,
+                   [&](int64_t k, auto lanes) { Store(y + k, function(Fma(Load(x + k, lanes) - mean, scale, bias)), lanes); });
         i = next;
       }
     });
@@ -246,8 +245,15 @@ void GroupNorm(Type type, const void* x, const void* weight, const void* bias, v
   if (n * positions * channels == 0) { return; }
   WithType(type, [&](auto tag) {
     using T = decltype(tag);
-    const Problem<T> p = {static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias),
-                          static_cast<T*>(y), channels, groups, positions, eps, act};
+    const Problem<T> p = {static_cast<const T*>(x),
+                          static_cast<const T*>(weight),
+                          static_cast<const T*>(bias),
+                          static_cast<T*>(y),
+                          channels,
+                          groups,
+                          positions,
+                          eps,
+                          act};
     if (channels_last) {
       Run<ChannelsLast<T>>(p, n);
     } else {

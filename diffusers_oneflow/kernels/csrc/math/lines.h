@@ -15,8 +15,8 @@ class Lines {
   static bool Fit(const Product& p) {
     const Filter& f = p.filter;
     const auto ones = [](const int64_t* pair) { return pair[0] == 1 && pair[1] == 1; };
-    return f.kh == kTaps && f.kw == kTaps && ones(p.stride) && ones(p.dilation) && p.ow % 16 == 0 && f.c % kStep == 0 &&
-           Blocks(f).channels == kStep && kTaps * LineBytes(p) <= kLargest;
+    return f.kh == kTaps && f.kw == kTaps && ones(p.stride) && ones(p.dilation) && p.ow % 16 == 0 && f.c % kStep == 0
+           && Blocks(f).channels == kStep && kTaps * LineBytes(p) <= kLargest;
   }
 
   Lines(const Product& p, const Blocks&) : p_(p), part_((p.ow + kTaps - 1) * 64), line_(LineBytes(p)) {}

@@ -16,6 +16,7 @@ enum class Act : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kQuic
 
 // One elementwise operation of a chain. `a` and `b` name values: operands first (0 ... operands-1), then the
 // results of the instructions before, in order. Comparisons and selections are left to OneFlow.
+// clang-format off
 enum class Code : int32_t {
   kAdd = 0, kSub = 1, kMul = 2, kDiv = 3, kMax = 4, kMin = 5,              // a, b
   kAddScalar = 6, kMulScalar = 7, kRsubScalar = 8, kRdivScalar = 9,         // a, value: a + v, a * v, v - a, v / a
@@ -23,6 +24,7 @@ enum class Code : int32_t {
   kAct = 13,                                                               // a, value = an Act
   kExp = 14, kLog = 15, kSqrt = 16, kRsqrt = 17, kSin = 18, kCos = 19, kNeg = 20, kAbs = 21, kSquare = 22, kErf = 23,
 };
+// clang-format on
 
 struct Instruction {
   Code code;

@@ -71,8 +71,8 @@ class Part {
   Part(const Product& p, const Prepared<Tiles>& prepared, int64_t first_row, int64_t last_row, int64_t first_panel,
        int64_t last_panel)
       : p_(p), prepared_(prepared), f_(p.filter), blocks_(p.filter), rows_(p, blocks_),
-        half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2),
-        first_row_(first_row), last_row_(last_row), first_panel_(first_panel), last_panel_(last_panel) {}
+        half_(p.gate == Act::kNone ? 0 : f_.n / kColumns / 2), first_row_(first_row), last_row_(last_row),
+        first_panel_(first_panel), last_panel_(last_panel) {}
 
   // Whether it reads the filter more than once.
   bool Repeats() const { return Sizes().first < last_row_ - first_row_; }
@@ -118,8 +118,8 @@ class Part {
       const int64_t group = CeilDiv(panels, groups), columns = group * kColumns * (half_ ? 2 : 1);
       const int64_t room = kCache - rows_.ExtraBytes(0);
       const int64_t fit = std::max<int64_t>(room / (rows_.RowBytes() + columns * 4), kRows), parts = CeilDiv(rows, fit);
-      const double cost = gather * static_cast<double>(CeilDiv(panels, group) * rows) +
-                          prepare * static_cast<double>(parts * panels * kColumns);
+      const double cost = gather * static_cast<double>(CeilDiv(panels, group) * rows)
+                          + prepare * static_cast<double>(parts * panels * kColumns);
       if (groups == 1 || cost < least) { least = cost, best = {CeilDiv(CeilDiv(rows, parts), kRows) * kRows, group}; }
       if (parts == 1) { break; }
     }
@@ -238,8 +238,8 @@ bool RunWith(const Product& p) {
   // A filter that would be prepared more than once, by several threads or for several groups of rows, is prepared before.
   static thread_local Scratch whole;
   const auto grid = Grid(omp_get_max_threads(), rows, panels, Tiles::kRows);
-  if ((Tiles::kSplits || p.packed == nullptr) && prepared.Bytes() <= kPreparedAtOnce &&
-      (grid.first > 1 || part(0, grid).Repeats())) {
+  if ((Tiles::kSplits || p.packed == nullptr) && prepared.Bytes() <= kPreparedAtOnce
+      && (grid.first > 1 || part(0, grid).Repeats())) {
     char* memory = whole.Get(prepared.Bytes());
     if (memory != nullptr && !prepared.Fill(p, memory)) { return RunWith<FmaTiles>(p); }
   }

@@ -45,8 +45,8 @@ struct AmxTiles {
   // The same of 16 rows, or, where b is not null, of 32. If narrow, only of the first 16 columns; the others of out are
   // undefined. `also` is done meanwhile, six times a step.
   template <class Also = Nothing>
-  static void Multiply(const char* a, const char* b, amx::Places places, const char* block, int64_t begin, int64_t depth, bool add,
-                       float* out, Ahead* next, Sums* sums, bool narrow = false, const Also& also = {}) {
+  static void Multiply(const char* a, const char* b, amx::Places places, const char* block, int64_t begin, int64_t depth,
+                       bool add, float* out, Ahead* next, Sums* sums, bool narrow = false, const Also& also = {}) {
     const int64_t step = begin / kStep, steps = std::min(kPart / kStep, amx::Steps(depth) - step);
     block += step * amx::kParts * 2 * amx::kTile;
     float* made = add ? sums->Next() : out;

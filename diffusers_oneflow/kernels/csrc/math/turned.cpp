@@ -44,8 +44,9 @@ class Pixels {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i / panels_, panel = i % panels_, depth = blocks_.Depth(block);
         const int64_t count = std::min(kColumns, rows_ - panel * kColumns);
-        GatherRows(p_, block * blocks_.channels, blocks_.Channels(block), panel * kColumns, count,
-                   [&](int64_t r) { return gathered + r * kDepth; }, [](int64_t, const float*) {});
+        GatherRows(
+            p_, block * blocks_.channels, blocks_.Channels(block), panel * kColumns, count,
+            [&](int64_t r) { return gathered + r * kDepth; }, [](int64_t, const float*) {});
         for (int64_t r = count; r < kColumns; ++r) { std::fill_n(gathered + r * kDepth, depth, 0.0f); }
         Turn(gathered, blocks_.Channels(block), columns);
         if (!amx::Split(columns, depth, memory + i * size_)) { fine = false; }

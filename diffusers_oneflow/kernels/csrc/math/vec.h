@@ -94,9 +94,7 @@ inline F CopySign(F a, F sign) { return _mm256_or_ps(Abs(a), _mm256_and_ps(Set(-
 inline F Scale(F a, F n) {
   const I whole = _mm256_cvtps_epi32(n);
   const I half = _mm256_srai_epi32(whole, 1);
-  const auto power = [](I e) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
-  };
+  const auto power = [](I e) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23)); };
   return a * power(half) * power(_mm256_sub_epi32(whole, half));
 }
 inline bool AllWithin(F a, float limit) { return _mm256_movemask_ps(_mm256_cmp_ps(Abs(a), Set(limit), _CMP_LE_OQ)) == 0xFF; }

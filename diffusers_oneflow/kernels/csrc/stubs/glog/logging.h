@@ -15,7 +15,7 @@ class LogLine {
       std::abort();
     }
   }
-  template<typename T>
+  template <typename T>
   LogLine& operator<<(const T& value) {
     if (fatal_) { std::cerr << value; }
     return *this;
