@@ -18,6 +18,10 @@ from .kernels import loader
 
 VERSION = "0.9.0"
 
+# What launchers of several processes (torchrun, accelerate launch) set for torch. OneFlow would read them as well, and wait at
+# torch's port for engines that do not join; and it sets them where one is missing, which looks like a launcher to others.
+_LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+
 _lock = threading.RLock()
 _flow: ModuleType | None = None
 _native: ModuleType | None = None
@@ -66,7 +70,8 @@ def load() -> ModuleType:
         if _flow is None:
             if reason := refusal():
                 raise EngineUnavailable(reason)
-            module = _import_oneflow()
+            with _alone():
+                module = _import_oneflow()
             if module.__version__ != VERSION:
                 raise EngineUnavailable(f"OneFlow is {module.__version__}: pip install oneflow=={VERSION}")
             _native = _install_runtime()
@@ -115,6 +120,19 @@ def _start(module: ModuleType) -> None:
     # OneFlow's copy of oneDNN reads this at its first op; 1024 primitives, its default, are 10 MB of shapes past.
     with _variable("DNNL_PRIMITIVE_CACHE_CAPACITY", "256"):
         (module.zeros(1) + module.zeros(1)).numpy()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hide from OneFlow that this may be one of several processes, and from others that OneFlow believes it is one of one."""
+    before = {name: os.environ.pop(name, None) for name in _LAUNCHER}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

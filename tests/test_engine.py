@@ -69,3 +69,18 @@ def test_a_broken_oneflow_is_reported_when_it_is_asked_for(broken):
     last = done.stderr.strip().splitlines()[-1]
     assert "EngineUnavailable" in last
     assert "does not load: libcublas.so.11 is missing" in last
+
+
+def test_it_joins_no_job_that_a_launcher_has_started_for_torch():
+    """Launched as one of two, whose other never comes; and nothing in the environment is left changed."""
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"} | launched
+    code = (
+        "import os; before = dict(os.environ)\n"
+        "from diffusers_oneflow import engine\n"
+        "flow = engine.load()\n"
+        "changed = {k for k in {*before, *os.environ} if k[:4] != 'GLOG' and before.get(k) != os.environ.get(k)}\n"
+        "print(flow.env.get_world_size(), changed, flow.ones(2).sum().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[0] == "1 set() 2.0", done.stderr
