@@ -12,13 +12,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import diffusers_oneflow
 from conformance import controlnet, flux, sd3, sdxl, stable_diffusion
 from conformance.table import Entry
 from diffusers_oneflow import OneFlowConfig, engine, plugin
 from diffusers_oneflow.backend import OneFlowBackend, dispatcher_of, models
+
+from . import single_file
 
 flow = engine.load()
 
@@ -121,18 +122,51 @@ def test_from_a_hub_id(pipe, folder, tmp_path):
         assert torch.equal(there.unet.get_parameter(name), weight)
 
 
-def test_from_a_single_file(pipe, folder, tmp_path):
-    """Its text encoder comes from the file, under the names of the original release."""
-    prefix = "cond_stage_model.transformer.text_model."
-    weights = {prefix + k.removeprefix("text_model."): v + 0.01 for k, v in pipe.text_encoder.state_dict().items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    there = diffusers_oneflow.OneFlowStableDiffusionPipeline.from_single_file(
-        str(tmp_path / "model.safetensors"), config=str(folder), unet=pipe.unet, vae=pipe.vae, torch_dtype=flow.float32,
-        local_files_only=True,
-    )  # fmt: skip
-    assert OneFlowBackend.is_attached(there) and there.text_encoder is not pipe.text_encoder
-    name, weight = next(iter(pipe.text_encoder.named_parameters()))
-    assert torch.equal(there.text_encoder.get_parameter(name), weight + 0.01)
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"])
+def test_from_a_single_file(name, pipe, folder, tmp_path):
+    """All weights come from the file, under the names of the original release; the rest from a folder."""
+    single_file.save(pipe, tmp_path / "model.safetensors")
+    there = getattr(diffusers_oneflow, f"OneFlow{name}").from_single_file(
+        str(tmp_path / "model.safetensors"), config=str(folder), torch_dtype=flow.float32, local_files_only=True
+    )
+    assert isinstance(there, getattr(diffusers, name)) and OneFlowBackend.is_attached(there)
+    for part in ("unet", "vae", "text_encoder"):
+        expected, weights = getattr(pipe, part).state_dict(), getattr(there, part).state_dict()
+        assert getattr(there, part) is not getattr(pipe, part) and set(weights) == set(expected)
+        assert all(torch.equal(weights[key], value) for key, value in expected.items())
+    seeded = [g.manual_seed(0) for g in (torch.Generator(), flow.Generator())]
+    stock = getattr(diffusers, name)(**pipe.components, requires_safety_checker=False)
+    given = {"image": torch.rand(1, 3, 16, 16), "strength": 1.0} if "Img2Img" in name else {}
+    assert np.abs(image_of(stock, generator=seeded[0], **given) - image_of(there, generator=seeded[1], **given)).max() <= 1 / 255
+
+
+def error_of(load) -> tuple[type, str]:
+    with pytest.raises(Exception) as caught:
+        load()
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "FluxPipeline", "DiffusionPipeline", "AutoPipelineForText2Image"])
+@pytest.mark.parametrize("path", ["someone/not-there", "./no/such/folder", "not a/valid/id"])
+def test_what_cannot_be_loaded_is_diffusers_own_error(name, path):
+    """Offline, as all tests are."""
+    ours, stock = (
+        error_of(lambda cls=cls: cls.from_pretrained(path))
+        for cls in (getattr(diffusers_oneflow, f"OneFlow{name}"), getattr(diffusers, name))
+    )
+    assert ours == stock and issubclass(ours[0], (OSError, ValueError))
+
+
+@pytest.mark.parametrize("config", [None, "someone/not-there"])
+def test_a_single_file_that_cannot_be_loaded_is_diffusers_own_error(pipe, tmp_path, config):
+    file = tmp_path / "model.safetensors"
+    single_file.save(pipe, file)
+    for path in (file, tmp_path / "other.safetensors"):
+        ours, stock = (
+            error_of(lambda cls=cls, path=path: cls.from_single_file(str(path), config=config))
+            for cls in (diffusers_oneflow.OneFlowStableDiffusionPipeline, diffusers.StableDiffusionPipeline)
+        )
+        assert ours == stock
 
 
 def test_classes_of_diffusers_choose_the_oneflow_class(folder):
