@@ -38,12 +38,18 @@ def autoload() -> None:
         for name in {**_TARGETS, **after}:
             # A module that is being imported is in sys.modules without its class: the finder is too
             # late for it, so its loader is wrapped where it stands.
-            if name in sys.modules:
+            if name in sys.modules and not _will_extend(sys.modules[name]):
                 _extend(sys.modules[name])
         if not any(isinstance(f, _Finder) for f in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
     except Exception as error:  # `import torch` must not fail for any program on the machine
         print(f"diffusers_oneflow could not extend diffusers: {error}", file=sys.stderr)
+
+
+def _will_extend(module) -> bool:
+    """Whether the loader of a module that is running will extend it: it may be what imports torch."""
+    spec = module.__spec__
+    return spec is not None and isinstance(spec.loader, _Loader) and getattr(spec, "_initializing", False)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

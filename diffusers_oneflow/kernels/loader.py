@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -60,6 +61,8 @@ def register() -> None:
     OneFlow keeps pointers into its tables of kernels: this has to come before its first op.
     """
     global _registered, _module, _reason
+    # Under mock torch OneFlow is there first, but the pack calls into the libraries of torch.
+    importlib.import_module("torch")
     try:
         name = instruction_set()
     except ValueError as error:
