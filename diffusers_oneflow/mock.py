@@ -3,7 +3,8 @@
 ``eval $(oneflow-mock-torch)`` puts a folder with a package named `torch` first on PYTHONPATH, for all modules alike, and
 diffusers needs much that OneFlow lacks. `start` takes the folder off the path again and decides by the module that
 imports: the standard library, everything in site-packages and the libraries of `_LIBRARIES` get torch; all others, the
-script and its own modules, get a `Face` of OneFlow. `mock_libraries` translates what is passed between the two.
+script and its own modules, get a `Face` of OneFlow. `mock_libraries` translates what is passed between the two,
+and `mock_names` has the names of torch for which OneFlow's own would not do.
 
 A line in ``diffusers_oneflow_mock.pth`` calls `start` where the folder is on the path, before the script begins;
 ``diffusers-oneflow run script.py`` calls it itself. This module imports nothing but the standard library.
@@ -22,6 +23,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
+
+from . import mock_names
 
 FOLDER = os.path.join("oneflow", "mock_torch")
 
@@ -132,8 +135,8 @@ class Face(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         ours = self.__dict__["_ours"]
         value = getattr(ours, name, None)
-        if f"{self.__name__}.{name}" in _OVERRIDES:
-            value = _OVERRIDES[f"{self.__name__}.{name}"]()
+        if (make := mock_names.OVERRIDES.get(f"{self.__name__}.{name}")) is not None:
+            value = make()
         elif isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "oneflow":
             value = Face(f"{self.__name__}.{name}", value)
         elif value is None and not hasattr(ours, name):
@@ -216,26 +219,3 @@ def face(name: str) -> Face:
     if not isinstance(found, types.ModuleType):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     return cast(Face, found)
-
-
-def _compile() -> Callable[..., Any]:
-    """``torch.compile`` of a script: modules of torch become OneFlow graphs; OneFlow's own stay as they are."""
-
-    def compile(model: Any = None, **options: Any) -> Any:
-        if model is None:
-            return functools.partial(compile, **options)
-        import torch
-
-        if not isinstance(model, torch.nn.Module):
-            return model
-        from . import compiler
-        from .backend import dispatcher_of, models
-
-        if any(dispatcher_of(part) is None for part in models(model).values()):
-            compiler.compile(model)
-        return model
-
-    return compile
-
-
-_OVERRIDES = {"torch.compile": _compile}

@@ -1,8 +1,8 @@
-"""Which classes of diffusers and transformers translate what a script under mock torch passes to them.
+"""What of diffusers, transformers and accelerate translates what a script under mock torch passes to it.
 
-Each is extended right after its module has run (`plugin.after`), in place: the script imports the stock classes. A
-method translates where its caller is the script, or where OneFlow's objects come in; calls within the libraries
-pass through. Pipelines that the script makes run on OneFlow, as after ``pipe.to(backend="oneflow")``.
+Each class is extended right after its module has run (`plugin.after`), in place: the script imports the stock ones. A method
+(and a function of `_FUNCTIONS`) translates where its caller is the script, or where OneFlow's objects come in; calls within
+the libraries pass through. Pipelines that the script makes run on OneFlow, as after ``pipe.to(backend="oneflow")``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, cast
+
+from . import mock_names
 
 # Methods that a class and its subclasses have at the border; None: all public ones.
 _MODEL = ("from_pretrained", "from_single_file", "from_config", "to", "encode", "decode", "device", "dtype", "get_text_features",
@@ -30,7 +32,19 @@ _BORDER: dict[str, dict[str, tuple[str, ...] | None]] = {
     "transformers.tokenization_utils_base": {"PreTrainedTokenizerBase": None},
     "transformers.image_processing_base": {"ImageProcessingMixin": None},
     "transformers.processing_utils": {"ProcessorMixin": None},
+    "accelerate.accelerator": {"Accelerator": ("device", "gather", "gather_for_metrics", "reduce", "pad_across_processes")},
 }
+# Classes that pipelines and models inherit from beside those above, which bring their subclasses in.
+_MIXINS = {
+    "diffusers.loaders.single_file": {"FromSingleFileMixin": None},
+    "diffusers.loaders.single_file_model": {"FromOriginalModelMixin": None},
+    "transformers.modeling_utils": {"ModuleUtilsMixin": ("device", "dtype")},
+}
+# Functions of theirs that a script calls with tensors and generators.
+_FUNCTIONS = {"diffusers.utils.torch_utils": ("randn_tensor",)}
+# Classes whose `device` is an attribute.
+_STATES = {"accelerate.state": ("PartialState", "AcceleratorState")}
+_SEEDING = ("accelerate.utils.random", "transformers.trainer_utils", "diffusers.training_utils")
 
 
 def _extend(module: ModuleType) -> None:
@@ -38,13 +52,38 @@ def _extend(module: ModuleType) -> None:
     from . import border
 
     border.install()
-    for name, only in _BORDER[module.__name__].items():
-        base = getattr(module, name, None)
-        if base is not None:
-            _with_subclasses(base, only)
+    both: Any = ((_MIXINS, _extend_class), (_BORDER, _with_subclasses))
+    for classes, extend in both:
+        for name, only in classes.get(module.__name__, {}).items():
+            if (cls := getattr(module, name, None)) is not None:
+                extend(cls, only)
 
 
-AFTER = {name: _extend for name in _BORDER}
+def _extend_functions(module: ModuleType) -> None:
+    from . import border
+
+    border.install()
+    for name in _FUNCTIONS[module.__name__]:
+        setattr(module, name, border.crossing(getattr(module, name)))
+
+
+def _extend_states(module: ModuleType) -> None:
+    import torch
+
+    for name in _STATES[module.__name__]:
+        _speak_of(torch.device, getattr(module, name))
+
+
+def _extend_seeding(module: ModuleType) -> None:
+    cast(Any, module).set_seed = mock_names.follow(module.set_seed)
+
+
+AFTER = {
+    **dict.fromkeys((*_BORDER, *_MIXINS), _extend),
+    **dict.fromkeys(_FUNCTIONS, _extend_functions),
+    **dict.fromkeys(_STATES, _extend_states),
+    **dict.fromkeys(_SEEDING, _extend_seeding),
+}
 
 
 def _with_subclasses(base: Any, only: tuple[str, ...] | None) -> None:
@@ -55,7 +94,7 @@ def _with_subclasses(base: Any, only: tuple[str, ...] | None) -> None:
     if issubclass(base, torch.nn.Module):
         base.__call__ = border.crossing(base.__call__)
     if base.__name__ == "SchedulerMixin":
-        _speak_of_tensors(base)
+        _speak_of(torch.Tensor, base)
     for cls in _family(base):
         _extend_class(cls, only)
     before = base.__init_subclass__
@@ -94,7 +133,8 @@ def _extend_class(cls: Any, only: tuple[str, ...] | None) -> None:
 
 
 def _makes_pipelines(cls: type) -> bool:
-    return any(base.__name__ == "DiffusionPipeline" or base.__name__.startswith("AutoPipelineFor") for base in cls.__mro__)
+    names = [base.__name__ for base in cls.__mro__]
+    return any(name in ("DiffusionPipeline", "FromSingleFileMixin") or name.startswith("AutoPipelineFor") for name in names)
 
 
 def _on_oneflow(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,17 +170,15 @@ def _switch(pipe: Any) -> None:
     plugin.switch(pipe, plugin.find("oneflow"))
 
 
-def _speak_of_tensors(base: Any) -> None:
-    """Let a script read `timesteps`, `sigmas` and the like of a scheduler as OneFlow's tensors."""
-    import torch
-
+def _speak_of(kind: type, base: Any) -> None:
+    """Let a script read attributes of that kind, such as `timesteps` and `sigmas` of a scheduler, as OneFlow's."""
     from . import border
 
     read = base.__getattribute__
 
     def __getattribute__(self: Any, name: str) -> Any:
         value = read(self, name)
-        if isinstance(value, torch.Tensor) and border.speaks_oneflow(sys._getframe(1).f_globals):
+        if isinstance(value, kind) and border.speaks_oneflow(sys._getframe(1).f_globals):
             return border.outward(value)
         return value
 

@@ -46,7 +46,7 @@ def autoload() -> None:
         print(f"diffusers_oneflow could not extend diffusers: {error}", file=sys.stderr)
 
 
-def _will_extend(module) -> bool:
+def _will_extend(module: ModuleType) -> bool:
     """Whether the loader of a module that is running will extend it: it may be what imports torch."""
     spec = module.__spec__
     return spec is not None and isinstance(spec.loader, _Loader) and getattr(spec, "_initializing", False)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from . import single_file
+
 ROOT = Path(__file__).parent.parent
 HOOK = "diffusers_oneflow_mock.pth"
 SHELL = f"eval $({Path(sys.executable).parent}/oneflow-mock-torch 2>/dev/null)"
@@ -126,6 +128,26 @@ def test_a_script_runs_unchanged(pipe, python, tmp_path):
     assert np.abs(images["seeded"] - pipe("a red circle", **arguments).images.numpy()).max() <= 1 / 255
 
 
+def test_a_script_draws_what_it_draws_with_torch(pipe, python, tmp_path):
+    """Random numbers to the bit, images within 1 of 255."""
+    pipe.save_pretrained(tmp_path / "tiny")
+    single_file.save(pipe, tmp_path / "model.safetensors")
+    (tmp_path / "script.py").write_text((ROOT / "tests/unchanged_script.py").read_text())
+    assert shell(f"{python} script.py stock.npz", tmp_path) == ""
+    # Every model ran on OneFlow in every call.
+    assert shell(f"{SHELL}; {python} script.py mocked.npz", tmp_path) == "0\n" * 3
+    stock, mocked = (dict(np.load(tmp_path / name)) for name in ("stock.npz", "mocked.npz"))
+    assert set(stock) == set(mocked)
+    for name, expected in stock.items():
+        assert mocked[name].dtype == expected.dtype and mocked[name].shape == expected.shape, name
+        if name.endswith(("image", "half")):
+            assert np.abs(mocked[name].astype(float) - expected).max() <= 1 / 255, name
+        elif name.endswith("step"):
+            np.testing.assert_allclose(mocked[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+        else:
+            assert np.array_equal(mocked[name], expected), name
+
+
 def test_run_does_it_for_one_script(python, tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent("""
         import sys, torch, beside
@@ -190,3 +212,11 @@ def test_a_missing_engine_is_said(python, tmp_path):
     (tmp_path / "script.py").write_text("import torch")
     error = shell(f"{SHELL}; {python} script.py", tmp_path, fails=True)
     assert "ImportError: mock torch is on, and" in error and "libcublas.so.11 is missing" in error
+
+
+def test_the_kernel_pack_is_used(python, tmp_path):
+    """Though OneFlow is loaded first, by a script that needs torch only later."""
+    (tmp_path / "script.py").write_text(
+        "import torch\ntorch.zeros(1)\nfrom diffusers_oneflow.kernels import loader\nprint(repr(loader.refusal()))\n"
+    )
+    assert shell(f"{SHELL}; {python} script.py", tmp_path) == "''\n"
