@@ -6,16 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import diffusers_oneflow
+
+from . import docker_steps
+
 ROOT = Path(__file__).parent.parent
-LINES = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text()).splitlines()
 # Beside this Python, whose environment need not be active.
 HADOLINT = shutil.which("hadolint", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
-STEPS = [line.split(maxsplit=1) for line in LINES if line and not line.startswith("#")]
+STEPS = docker_steps.steps(ROOT / "Dockerfile")
 
 
 def sources() -> list[str]:
@@ -67,6 +73,28 @@ def test_the_files_of_the_build_stage_make_a_package(tmp_path):
     assert found == {s for s in re.findall(r"'([^']+\.cpp)'", listed)}
 
 
+def test_every_step_of_the_dockerfile_works(tmp_path):
+    """As commands in plain folders (`docker_steps`); then its command, and that of the manual, in the image's place."""
+    image = docker_steps.build(ROOT, tmp_path, DEVICE="cpu")
+    (wheel,) = (image.root / "opt/wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        held = set(packed.namelist())
+    assert {"diffusers_oneflow/demo/model/unet/config.json", "diffusers_oneflow_mock.pth"} <= held
+    libraries = {name.partition(".")[0].rpartition("/")[2] for name in held if name.endswith(".so")}
+    assert libraries == {"_native", "_pack", "_math_avx2", "_math_avx512", "_math_avx512bf16", "_math_amx"}
+    # Nothing but the wheel would have been installed: the lock has all that it asks for.
+    (would,) = re.findall(r"Would install (.*)", "".join(image.said))
+    assert would.split() == [f"diffusers_oneflow-{diffusers_oneflow.__version__}"]
+    assert "kernel pack" in image.said[-2] and (image.root / "home/oneflow").stat().st_mode & 0o777 == 0o777
+    where = image.start(["python3", "-c", "import diffusers_oneflow; print(diffusers_oneflow.__file__)"]).stdout.strip()
+    assert Path(where).is_relative_to(image.root)
+    assert "--prompt" in image.start().stdout
+    (tmp_path / "mine").mkdir()
+    command = ["python3", "/demos/t2i.py", "--prompt", "a red circle", "--model", "demo", "--steps", "1"]
+    image.start(command, tmp_path / "mine", HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
+    assert Image.open(tmp_path / "mine/a-red-circle-0.png").size == (128, 128)
+
+
 @pytest.fixture
 def draw(pipe, tmp_path):
     """draw(*arguments): t2i.py in a clean folder, with a tiny model in $HF_HOME as someone/tiny."""
@@ -92,6 +120,30 @@ def test_the_demo_draws_with_a_model_from_hf_home(draw, tmp_path):
     assert done.stdout == "made/a-red-circle-0.png: 16x16\nmade/a-red-circle-1.png: 16x16\n"
     first, second = (Image.open(tmp_path / f"clean/made/a-red-circle-{i}.png").convert("RGB") for i in (0, 1))
     assert first.size == (16, 16) and first.tobytes() != second.tobytes()
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+def test_the_demo_draws_with_a_folder(draw, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "folder")
+    done = draw("--model", "../folder", "--steps", "2", "--seed", "3", "--size", "24")
+    assert (done.returncode, done.stdout) == (0, "a-red-circle-0.png: 24x24\n"), done.stderr
+    generator = torch.Generator().manual_seed(3)
+    image = pipe("a red circle!", num_inference_steps=2, generator=generator, width=24, height=24).images[0]
+    assert np.abs(pixels(tmp_path / "clean/a-red-circle-0.png") - np.asarray(image).astype(int)).max() <= 1
+    # In bfloat16 on OneFlow, too: what runs in torch says so.
+    done = draw("--model", "../folder", "--steps", "2", "--dtype", "bfloat16", "--out", "half")
+    assert (done.returncode, done.stdout) == (0, "half/a-red-circle-0.png: 16x16\n") and "ran in torch" not in done.stderr
+
+
+def test_the_demo_draws_with_the_model_of_the_package(draw, demo_pipe, tmp_path):
+    done = draw("--model", "demo", "--steps", "2", "--seed", "3", HF_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 0, done.stderr
+    image = demo_pipe("a red circle!", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
+    assert done.stdout == f"a-red-circle-0.png: {image.width}x{image.height}\n"
+    assert np.abs(pixels(tmp_path / "clean/a-red-circle-0.png") - np.asarray(image).astype(int)).max() <= 1
 
 
 def test_a_model_that_is_not_there_is_said(draw):
