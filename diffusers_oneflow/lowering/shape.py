@@ -93,9 +93,8 @@ def _spoilt(shape: Sequence[int], dims: list[int]) -> bool:
             runs[-1].append(d)
         else:
             runs.append([d])
-    read = next((run for run in runs if place[run[-1]] == len(order) - 1), None)
-    ends: Any = (read, runs[-1])
-    return len(runs) > 1 and read is not runs[-1] and all(math.prod(int(shape[d]) for d in r) == 8 for r in ends)
+    read: Any = next((run for run in runs if place[run[-1]] == len(order) - 1), None)
+    return len(runs) > 1 and read is not runs[-1] and all(math.prod([shape[d] for d in r]) == 8 for r in (read, runs[-1]))
 
 
 @lowering("aten.transpose.int")
