@@ -13,11 +13,11 @@ from .types import Operand, cast, flow_dtype, torch_dtype
 
 
 def filled(shape: Sequence[int], value: Operand, dtype: torch.dtype) -> flow.Tensor:
-    """A CPU tensor of `value`; OneFlow's constant has no bool kernel, so bool goes through int8."""
+    """A tensor of `value` where the graph runs; OneFlow's constant has no bool kernel, so bool goes through int8."""
     if dtype == torch.bool:
         value = int(bool(value))
     made = flow_dtype(torch.int8 if dtype == torch.bool else dtype)
-    return cast(_C.constant(list(shape), value, dtype=made, device=flow.device("cpu")), dtype)
+    return cast(_C.constant(list(shape), value, dtype=made), dtype)
 
 
 def _default_dtype(value: float) -> torch.dtype:
@@ -165,7 +165,7 @@ def arange_start_step(
     if dtype is None:
         whole = all(isinstance(v, int) for v in (start, end, step))
         dtype = torch.int64 if whole else torch.get_default_dtype()
-    return cast(_C.arange(start, end, step, dtype=flow_dtype(dtype), device=flow.device("cpu")), dtype)
+    return cast(_C.arange(start, end, step, dtype=flow_dtype(dtype)), dtype)
 
 
 @lowering("aten.arange.start")
