@@ -160,7 +160,8 @@ class Dispatcher:
 
             self._layout = FilterLayout(module)
             structure = self._structure_now(module)
-        if torch.is_autocast_enabled(structure.device.type):
+        # Weights that are offloaded have a device that autocast does not know (meta).
+        if torch.is_autocast_enabled("cuda" if structure.device.type == "cuda" else "cpu"):
             return "torch.autocast is on", None, None
         if structure.refusal:
             self._open_up()
