@@ -117,6 +117,23 @@ def timed_turn(call: Callable[[], object], least: float = 0.2) -> float:
     return (time.perf_counter() - start) / count
 
 
+def warm_up(call: Callable[[], object]):
+    """Call three times more after a first call, and wait for what that leaves to do in the background."""
+    for _ in range(3):
+        call()
+    _until_idle()
+
+
+def _until_idle(most: float = 60.0):
+    """Wait, at most so many seconds, while threads of this process work on: some peers go on compiling or moving weights."""
+    end = time.monotonic() + most
+    while time.monotonic() < end:
+        start = time.process_time()
+        time.sleep(0.2)
+        if time.process_time() - start < 0.1:
+            return
+
+
 def machine() -> dict:
     """Cores, processor, memory, versions and the load before the run (with a caution); no names of hosts or users."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

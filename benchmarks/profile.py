@@ -40,7 +40,7 @@ def profile(call, module, steps: int) -> dict:
 
     with counted_flops() as flops:
         call()
-    call()
+    common.warm_up(call)
     pack = loader.pack()
     if pack is None:
         raise RuntimeError(f"the kernel pack cannot be used: {loader.refusal()}")

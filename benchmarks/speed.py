@@ -85,9 +85,7 @@ class Subject:
         start = time.perf_counter()
         result = self.cases[case]()
         seconds = time.perf_counter() - start
-        for _ in range(3):
-            self.cases[case]()
-        _until_idle()
+        common.warm_up(self.cases[case])
         return seconds, result.float().numpy()
 
     def turn(self, case: str) -> float:
@@ -107,16 +105,6 @@ def _serve(channel, peer: str, job: Job):
             except Exception as error:
                 channel.send(("failed", f"{type(error).__name__}: {error}"))
         return common.peak_bytes()
-
-
-def _until_idle(most: float = 60.0):
-    """Wait, at most so many seconds, while threads of this process work on: some peers go on compiling or moving weights."""
-    end = time.monotonic() + most
-    while time.monotonic() < end:
-        start = time.process_time()
-        time.sleep(0.2)
-        if time.process_time() - start < 0.1:
-            return
 
 
 def _wanted(case: str, job: Job) -> bool:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from .parts import Parts
     from .replay.layout import FilterLayout
 
-# Called with the stage's name and the fraction done.
-Stage = Callable[[str, float], None]
 _tracing = threading.local()
 # How many items of a graph's key are `Call.key`.
 _OF_CALL = 4
@@ -316,7 +314,7 @@ class Dispatcher:
         program: Program,
         tensors: list[torch.Tensor],
         native: bool,
-        stage: Callable[[str, float], None],
+        stage: progress.Stage,
     ) -> tuple[CompiledGraph, list[hoisting.Hoisted]]:
         store = self._weights.prepare(native)
         wanted = native and self.config.hoist is not False
@@ -332,7 +330,7 @@ class Dispatcher:
         program: Program,
         tensors: list[torch.Tensor],
         native: bool,
-        stage: Callable[[str, float], None],
+        stage: progress.Stage,
     ) -> tuple[Any, list[hoisting.Hoisted]]:
         """On another device OneFlow plans the graph, and the device replays it (`replay`)."""
         from .replay import devices

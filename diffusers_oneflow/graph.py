@@ -20,6 +20,7 @@ from .capture import Program, is_bookkeeping, op_name, where
 from .errors import OneFlowError, Refused, Unsupported
 from .kernels import loader
 from .ports import Inputs, Outputs
+from .progress import Stage
 
 if TYPE_CHECKING:
     from .kernels.weights import WeightStore
@@ -89,7 +90,7 @@ class CompiledGraph:
         program: Program,
         weights: dict[Any, Any],
         examples: list[torch.Tensor],
-        stage: Callable[[str, float], None] = lambda name, done: None,
+        stage: Stage = lambda name, done: None,
         store: WeightStore | None = None,
     ) -> None:
         self.seconds: dict[str, float] = {}
@@ -113,7 +114,7 @@ class CompiledGraph:
         program: Program,
         weights: dict[str, interop.Weight],
         inputs: list[Any],
-        stage: Callable[[str, float], None],
+        stage: Stage,
         use_pack: bool,
     ) -> None:
         names = self._inputs.names
@@ -220,7 +221,7 @@ def _lower(
     inputs: list[str],
     outputs: list[torch.fx.Node],
     weights: dict[Any, Any],
-    stage: Callable[[str, float], None],
+    stage: Stage,
     native: bool,
     ran: Callable[[torch.fx.Node], None],
     args: tuple[Any, ...],
@@ -249,9 +250,7 @@ def _lower(
     return tuple(results)
 
 
-def _lower_nodes(
-    program: Program, env: dict[Any, Any], stage: Callable[[str, float], None], native: bool, ran: Callable[[torch.fx.Node], None]
-) -> None:
+def _lower_nodes(program: Program, env: dict[Any, Any], stage: Stage, native: bool, ran: Callable[[torch.fx.Node], None]) -> None:
     """Run every node's lowering; `env` maps nodes to OneFlow tensors and weights, and starts with the placeholders.
 
     `ran` is called with each node that was lowered.

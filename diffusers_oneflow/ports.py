@@ -78,7 +78,7 @@ class Inputs:
     """
 
     def __init__(self, program: Program, examples: list[torch.Tensor]) -> None:
-        self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
+        self._positions = [i for i, name in enumerate(program.inputs) if is_read(program, name)]
         self.names = [program.inputs[i] for i in self._positions]
         examples = list(map(interop.real, examples))
         self._ports = [Port(examples[i].shape, examples[i].dtype) for i in self._positions]
@@ -120,6 +120,7 @@ class Outputs:
         return [inputs[i] if source == "input" else leaving[i][0] for source, i in self._sources]
 
 
-def _used(program: Program, name: str) -> bool:
+def is_read(program: Program, name: str) -> bool:
+    """Whether any op of a program reads its input of that name."""
     node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
     return any(user.op != "output" for user in node.users)

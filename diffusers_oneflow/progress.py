@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from tqdm import tqdm
 
+# Called with a stage's name and the fraction of it that is done.
+Stage = Callable[[str, float], None]
 # Below this many bytes of weights a model compiles in a second or two.
 _LARGE = 200 * 2**20
 # Where each stage ends on the bar, in percent, by the time it takes for Stable Diffusion's UNet.

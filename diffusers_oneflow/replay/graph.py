@@ -10,6 +10,8 @@ from ..capture import Program
 from ..errors import Unsupported
 from ..graph import GraphClosed, Memory, Place
 from ..interop import real
+from ..ports import is_read
+from ..progress import Stage
 from . import plan
 from .devices import Device
 from .lowering import Lowered
@@ -41,11 +43,11 @@ class ReplayGraph:
 
     def __init__(
         self, program: Program, weights: dict[str, torch.Tensor], examples: list[torch.Tensor], device: Device,
-        stage: plan.Stage = lambda name, done: None,
+        stage: Stage = lambda name, done: None,
     ) -> None:  # fmt: skip
         self._device, self._program = device, program
         examples = list(map(real, examples))
-        self._positions = [i for i, name in enumerate(program.inputs) if _used(program, name)]
+        self._positions = [i for i, name in enumerate(program.inputs) if is_read(program, name)]
         # Not tensors of inference mode, which could not be written to outside it.
         with torch.inference_mode(False):
             self._inputs = [torch.empty(examples[i].shape, dtype=examples[i].dtype, device=device.torch) for i in self._positions]
@@ -132,8 +134,3 @@ def _count(steps: list[Step]) -> dict[str, Counter[str]]:
 
 def _bytes(step: Step) -> int:
     return step.like.nbytes + sum(ref.like.nbytes for ref in refs(step.args))
-
-
-def _used(program: Program, name: str) -> bool:
-    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
-    return any(user.op != "output" for user in node.users)

@@ -50,12 +50,12 @@ class Lowered:
     ) -> None:
         self.steps: list[Step] = []
         self.device = device
+        known = {name: Ref(number, like) for number, (name, like) in enumerate(inputs.items())}
+        known |= {name: Ref(tensor, meta(tensor)) for name, tensor in weights.items()}
         env: dict[torch.fx.Node, Any] = {}
-        for number, (name, like) in enumerate(inputs.items()):
-            env[_placeholder(program, name)] = Ref(number, like)
         for node in program.graph.nodes:
-            if node.op == "placeholder" and node not in env and node.name in weights:
-                env[node] = Ref(weights[node.name], meta(weights[node.name]))
+            if node.op == "placeholder" and node.name in known:
+                env[node] = known[node.name]
             elif node.op == "call_function":
                 env[node] = self._lower(node, env)
         self.outputs: dict[torch.fx.Node, Ref] = {n: env[n] for n in program.outputs if n in env}
@@ -135,8 +135,3 @@ def _call(target: Any, number: int | None) -> Callable[..., None]:
 
 def _part(target: Any, rest: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> View:
     return lambda tensor: target(tensor, *rest, **kwargs)[number]
-
-
-def _placeholder(program: Program, name: str) -> torch.fx.Node:
-    found: torch.fx.Node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
-    return found

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ from .. import engine, interop
 from ..errors import OneFlowError
 from ..graph import ENGINE_LOCK, _chain, _graph_class
 from ..kernels import loader
+from ..progress import Stage
 from .values import Ref, Step, refs
 
-Stage = Callable[[str, float], None]
 _KIND = "dfo_recorded"
 _ids = itertools.count(1 << 32)
 
@@ -104,8 +103,8 @@ def _build(steps: list[Step], read: list[Step], stage: Stage, entering: tuple[An
             stage("lowering", position / len(steps))
         sources = dict.fromkeys(r.source for r in refs(step.args) if not isinstance(r.source, torch.Tensor))
         given = [entering[s] if isinstance(s, int) else values[s] for s in sources]
-        # What reads nothing (constants) still needs its place in the graph.
         dtype = torch.uint8 if step.like.dtype == torch.bool else step.like.dtype
+        # What reads nothing (constants) still needs its place in the graph.
         values[step] = node(_KIND, given or [entering[0]], step.like.shape, dtype, step.number)
     made.clear()
     return tuple(values[step] for step in read)

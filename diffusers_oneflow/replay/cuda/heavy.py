@@ -30,12 +30,11 @@ def conv2d(
     residual: Ref | None = None,
 ) -> Any:
     made = node.meta["val"]
-    if not fits(x, weight, bias, residual) or len({x.dtype, weight.dtype}) > 1 or not isinstance(weight.source, torch.Tensor):
+    filters = isinstance(weight.source, torch.Tensor) and len(weight.shape) == 4
+    if not filters or not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias, stride, padding, dilation, groups, act, residual), {})
     x = lowered.contiguous(node, x)
     residual = None if residual is None else lowered.contiguous(node, residual)
-    if weight.like.ndim != 4:
-        return lowered.in_torch(node, (x, weight, bias, stride, padding, dilation, groups, act, residual), {})
     oc, c, kh, kw = weight.shape
     if (kh, kw, groups) == (1, 1, 1) and not any(padding) and set(stride) == {1}:
         flat = weight.through(lambda w: w.view(oc, c))
@@ -69,14 +68,14 @@ def linear(
     residual: Ref | None = None,
     gate: str = "none",
 ) -> Any:
-    if not fits(x, weight, bias, residual) or len({x.dtype, weight.dtype}) > 1:
+    if not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias, act, residual, gate), {})
     return _product(lowered, node, x, weight, bias, act, residual, gate, act_first=True)
 
 
 @on_cuda("aten.linear.default")
 def plain_linear(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None = None) -> Any:
-    if not fits(x, weight, bias) or len({x.dtype, weight.dtype}) > 1:
+    if not fits(x, weight, bias) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias), {})
     return _product(lowered, node, x, weight, bias, "none", None, "none", act_first=True)
 
@@ -106,10 +105,9 @@ def _product(
         if gate_act != "none":
             wide = torch.mm(x, weight.t())
             if act != "none" or residual is not None:
-                finish(wide, wide, bias, None if residual is None else residual, act, True)
-                gate(out, wide, None, gate_act, False)
-            else:
-                gate(out, wide, bias, gate_act, False)
+                finish(wide, wide, bias, residual, act, True)
+                bias = None
+            gate(out, wide, bias, gate_act, False)
             return
         flat = out.view(rows, columns)
         if plain and bias is not None:
@@ -117,7 +115,7 @@ def _product(
             return
         torch.mm(x, weight.t(), out=flat)
         if not plain:
-            finish(flat, flat, bias, None if residual is None else residual.view(rows, columns), act, act_first)
+            finish(flat, flat, bias, residual, act, act_first)
 
     kernel = "cublas" if plain else "cublas + triton"
     return lowered.step(node, run, (x, weight, bias, residual), made.shape, made.dtype, kernel)
