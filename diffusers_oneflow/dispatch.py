@@ -30,7 +30,7 @@ from .structure import Interned, Structure
 
 if TYPE_CHECKING:
     from .parts import Parts
-    from .replay.layout import FilterLayout
+    from .replay.layout import Layout
 
 _tracing = threading.local()
 # How many items of a graph's key are `Call.key`.
@@ -67,7 +67,7 @@ class Dispatcher:
         self._module = weakref.ref(module)
         self._lock = threading.RLock()
         self._structure: Structure | None = None
-        self._layout: FilterLayout | None = None
+        self._layout: Layout | None = None
         self._interned = Interned()
         self._graphs: OrderedDict[tuple[Any, ...], Entry | str] = OrderedDict()
         self._most_open: dict[tuple[Any, ...], Open] = {}
@@ -154,9 +154,9 @@ class Dispatcher:
             return str(error), None, None
         structure = self._structure_now(module)
         if self.config.cuda and structure.device.type == "cuda" and self._layout is None and not structure.refusal:
-            from .replay.layout import FilterLayout
+            from .replay.layout import Layout
 
-            self._layout = FilterLayout(module)
+            self._layout = Layout(module)
             structure = self._structure_now(module)
         # Weights that are offloaded have a device that autocast does not know (meta).
         if torch.is_autocast_enabled("cuda" if structure.device.type == "cuda" else "cpu"):

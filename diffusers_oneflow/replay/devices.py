@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -24,8 +26,15 @@ class Device(Protocol):
     def find(self, op: str) -> Callable[..., Any] | None:
         """A lowering of its own for an op, called with (`Lowered`, node, arguments as `Ref`), or None: torch's op runs."""
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile."""
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
+        """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile.
+
+        Args:
+            preparations: may be called before, in any order and at the same time, to compile what `run` needs.
+        """
+
+    def aside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Call `work`, inside `run` of `capture`; what it starts may run beside what comes next until the result is called."""
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """A context for one run, which comes after the one before, whatever thread that came from."""
@@ -41,9 +50,14 @@ class Plain:
         """No kernels of its own."""
         return None
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
         """`run` itself."""
         return run
+
+    def aside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Nothing runs beside anything."""
+        work()
+        return lambda: None
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Torch's own order."""
@@ -56,6 +70,7 @@ class Cuda(Plain):
     def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
         self._last: torch.cuda.Event | None = None
+        self._side: torch.cuda.Stream | None = None
 
     def find(self, op: str) -> Callable[..., Any] | None:
         """The lowering in `replay.cuda`, if there is one."""
@@ -63,8 +78,11 @@ class Cuda(Plain):
 
         return cuda.TABLE.get(op)
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
         """Run twice, which compiles and chooses kernels, then capture. Raises `torch.OutOfMemoryError` where memory is short."""
+        from .cuda import choice
+
+        self._prepare(preparations)
         with torch.cuda.device(self.torch):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -76,7 +94,32 @@ class Cuda(Plain):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 run()
+        choice.keep(self.torch.index or 0)
         return graph.replay
+
+    def _prepare(self, preparations: Sequence[Callable[[], None]]) -> None:
+        """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""
+
+        def one(prepare: Callable[[], None]) -> None:
+            # What fails here fails again when it is run, and says so.
+            with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
+                prepare()
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(one, preparations))
+        torch.cuda.synchronize(self.torch)
+
+    def aside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """On another stream, a branch of the CUDA graph."""
+        from .cuda import memory
+
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.torch)
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side), memory.lane(1):
+            work()
+        done = self._side.record_event()
+        return lambda: torch.cuda.current_stream().wait_event(done)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """A program on a device, planned by OneFlow and captured there once."""
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ..graph import GraphClosed, Memory, Place
 from ..interop import real
 from ..ports import is_read
 from ..progress import Stage
-from . import plan
+from . import early, plan
 from .devices import Device
 from .lowering import Lowered
 from .values import Ref, Step, map_refs, meta, refs
@@ -58,30 +59,49 @@ class ReplayGraph:
         self.steps = lowered.steps
         self._sources = self._sort_outputs(lowered)
         made = [ref for ref in self._sources if isinstance(ref, Ref)]
-        self.plan = plan.make(self.steps, [meta(t) for t in self._inputs], made, stage)
+        self._groups, self._rest = early.split(self.steps, 0 if self._positions[0] == 0 else None)
+        self.plan = plan.make(self._rest, [meta(t) for t in self._inputs], made, stage)
         self.seconds = self.plan.seconds
         self.kernels = _count(self.steps)
         self.places = {f"step {s.number}": Place(s.op, s.kernel, s.where, _bytes(s)) for s in self.steps}
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             self._prepare(made, [examples[i] for i in self._positions])
-        owned = sum(t.nbytes for t in (*self._inputs, *self._made))
+        apart = [s.like for group in self._groups for s in group.steps] + [s.like for s in self.steps if s.own]
+        owned = sum(t.nbytes for t in (*self._inputs, *self._made, *apart))
         self.memory = Memory(self.plan.bytes, self.plan.unplanned, owned + self.plan.bytes)
 
     def _prepare(self, made: list[Ref], examples: list[torch.Tensor]) -> None:
         self._arena = torch.empty(self.plan.bytes, dtype=torch.uint8, device=self._device.torch)
-        self._outs = [self._place(step.like, offset) for step, offset in zip(self.steps, self.plan.offsets)]
+        places = {step: self._place(step.like, offset) for step, offset in zip(self._rest, self.plan.offsets) if not step.own}
+        self._outs = [places[s] if s in places else self._apart(s) for s in self.steps]
         self._made = [torch.empty(ref.shape, dtype=ref.dtype, device=self._device.torch) for ref in made]
-        work = [(s.run, out, map_refs(s.args, self._read)) for s, out in zip(self.steps, self._outs)]
-        leaving = [(mine, self._read(ref)) for mine, ref in zip(self._made, made)]
+        last = _last_uses(self.steps, made)
+
+        def compute(step: Step) -> None:
+            result = step.run(self._outs[step.number], *map_refs(step.args, self._read))
+            if step.own:
+                self._outs[step.number] = result
+            for finished in last.get(step, ()):
+                self._outs[finished.number] = None
+
+        def together(group: early.Group) -> None:
+            for step in group.steps:
+                compute(step)
 
         def run() -> None:
-            for function, out, args in work:
-                function(out, *args)
-            for mine, tensor in leaving:
-                mine.copy_(tensor)
+            waits = [(g.first_use, self._device.aside(functools.partial(together, g))) for g in self._groups]
+            for step in self._rest:
+                for first_use, wait in waits:
+                    if first_use == step.number:
+                        wait()
+                compute(step)
+            for _, wait in waits:
+                wait()
+            for mine, ref in zip(self._made, made):
+                mine.copy_(self._read(ref))
 
         self._enter(examples)
-        self._replay: Callable[[], None] | None = self._device.capture(run)
+        self._replay: Callable[[], None] | None = self._device.capture(run, self._preparations())
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors of any strides, one per input of the program, unchanged afterwards; returns new ones.
@@ -104,11 +124,28 @@ class ReplayGraph:
         with _LOCK:
             self._replay = None
             self._arena = torch.empty(0)
-            self._outs, self._made, self._inputs, self.steps = [], [], [], []
+            self._outs, self._made, self._inputs, self.steps, self._groups, self._rest = [], [], [], [], [], []
 
     def _enter(self, tensors: list[torch.Tensor]) -> None:
         for mine, tensor in zip(self._inputs, tensors):
             mine.copy_(tensor.detach(), non_blocking=True)
+
+    def _preparations(self) -> list[Callable[[], None]]:
+        """One for each kind of step that has something to compile."""
+        kinds: dict[object, Callable[[], None]] = {}
+        for step in self.steps:
+            prepare = getattr(step.run, "prepare", step.run if step.kernel.startswith("triton") else None)
+            found = refs(step.args)
+            there = not any(isinstance(r.source, Step) and r.source.own for r in found)
+            shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
+            kind = (step.op, step.kernel, getattr(step.run, "key", None), tuple(step.like.shape), *shapes)
+            if prepare is not None and there and kind not in kinds:
+                kinds[kind] = functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read))
+        return list(kinds.values())
+
+    def _apart(self, step: Step) -> torch.Tensor | None:
+        """Of steps that are not planned: their own, or what they bring."""
+        return None if step.own else torch.empty(step.like.shape, dtype=step.like.dtype, device=self._device.torch)
 
     def _place(self, like: torch.Tensor, offset: int) -> torch.Tensor:
         return self._arena[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
@@ -117,12 +154,25 @@ class ReplayGraph:
         source = ref.source
         if isinstance(source, torch.Tensor):
             return ref.of(source)
-        return ref.of(self._inputs[source] if isinstance(source, int) else self._outs[source.number])
+        tensor = self._inputs[source] if isinstance(source, int) else self._outs[source.number]
+        assert tensor is not None  # what a step brings is there until its last use
+        return ref.of(tensor)
 
     def _sort_outputs(self, lowered: Lowered) -> list[Ref | int]:
         """Per output of the program a `Ref` for what is computed, or the number of the input that is handed back."""
         index = {name: i for i, name in enumerate(self._program.inputs)}
         return [index[n.name] if n.name in index else lowered.outputs[n] for n in self._program.outputs]
+
+
+def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
+    """Step -> those steps with memory of their own that it is the last to read."""
+    kept = {ref.source for ref in outputs}
+    last = {r.source: step for step in steps for r in refs(step.args) if isinstance(r.source, Step) and r.source.own}
+    uses: dict[Step, list[Step]] = {}
+    for source, step in last.items():
+        if source not in kept:
+            uses.setdefault(step, []).append(source)
+    return uses
 
 
 def _count(steps: list[Step]) -> dict[str, Counter[str]]:

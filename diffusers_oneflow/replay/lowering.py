@@ -9,7 +9,7 @@ from ..capture import Program, is_bookkeeping, op_name, where
 from ..errors import Unsupported
 from ..lowering import registry
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
-from .values import Ref, Step, View, dense, meta
+from .values import Ref, Step, View, dense, meta, refs
 
 if TYPE_CHECKING:
     from .devices import Device
@@ -40,6 +40,7 @@ class Lowered:
     Attributes:
         steps: in order.
         outputs: what `program.outputs` are, by node.
+        merged: results of nodes to come that a step has computed already.
 
     Raises:
         Unsupported: an op that no device may run; the message has op and place.
@@ -50,15 +51,37 @@ class Lowered:
     ) -> None:
         self.steps: list[Step] = []
         self.device = device
+        self.merged: dict[torch.fx.Node, Ref] = {}
         known = {name: Ref(number, like) for number, (name, like) in enumerate(inputs.items())}
         known |= {name: Ref(tensor, meta(tensor)) for name, tensor in weights.items()}
         env: dict[torch.fx.Node, Any] = {}
+        self._env = env
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in known:
                 env[node] = known[node.name]
             elif node.op == "call_function":
                 env[node] = self._lower(node, env)
         self.outputs: dict[torch.fx.Node, Ref] = {n: env[n] for n in program.outputs if n in env}
+        self._drop_unread()
+
+    def value(self, node: Any) -> Ref:
+        """What a node that has been lowered gives."""
+        return self._env[node]
+
+    def weight(self, node: Any) -> torch.Tensor | None:
+        """The parameter or constant that a placeholder stands for, if it does."""
+        ref = self._env.get(node) if isinstance(node, torch.fx.Node) and node.op == "placeholder" else None
+        return ref.source if isinstance(ref, Ref) and isinstance(ref.source, torch.Tensor) else None
+
+    def _drop_unread(self) -> None:
+        """Steps whose results others have taken over."""
+        needed = {ref.source for ref in self.outputs.values()}
+        for step in reversed(self.steps):
+            if step in needed:
+                needed.update(ref.source for ref in refs(step.args))
+        self.steps = [step for step in self.steps if step in needed]
+        for number, step in enumerate(self.steps):
+            step.number = number
 
     def _lower(self, node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> Any:
         name = op_name(node)
@@ -102,9 +125,10 @@ class Lowered:
         shape: Sequence[int],
         dtype: torch.dtype,
         kernel: str,
+        own: bool = False,
     ) -> Ref:
-        """Add a step; `run` is called as ``run(out, *args)``."""
-        made = Step(run, args, dense(shape, dtype), op_name(node), kernel, where(node), len(self.steps))
+        """Add a step; the arguments are as in `Step`."""
+        made = Step(run, args, dense(shape, dtype), op_name(node), kernel, where(node), len(self.steps), own)
         self.steps.append(made)
         return Ref(made, made.like)
 

@@ -40,6 +40,7 @@ def make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stag
     """Let OneFlow compile the steps, and run its graph once to see where it has put them.
 
     Args:
+        steps: in order. Those that others of a graph have computed before are not among them, and have memory of their own.
         inputs: meta tensors, of which shape and dtype count.
         outputs: what is read after the last step.
         stage: called with ("lowering" | "compiling", fraction done).
@@ -54,7 +55,8 @@ def make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stag
 def _make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], stage: Stage) -> Plan:
     native, pack = engine.native(), loader.pack()
     number = next(_ids)
-    read = list(dict.fromkeys(ref.source for ref in outputs if isinstance(ref.source, Step)))
+    planned = set(steps)
+    read = list(dict.fromkeys(ref.source for ref in outputs if isinstance(ref.source, Step) and ref.source in planned))
     # On the CPU: nothing is computed there, and no memory is touched but for the inputs and the outputs.
     entering = [interop.to_flow(torch.zeros(t.shape, dtype=t.dtype)) for t in inputs]
     graph = _graph_class()(functools.partial(_build, steps, read, stage))
@@ -73,7 +75,7 @@ def _make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], sta
         finally:
             # Also of a build that failed: a later one would end the process.
             native.drop_leftovers(graph.name)
-        leaving = [interop.to_flow(torch.empty(step.like.shape, dtype=step.like.dtype)) for step in read]
+        leaving = [interop.to_flow(torch.empty(step.planned, dtype=step.like.dtype)) for step in read]
         pack.take_records()
         graph.run(entering, leaving)
         records = pack.take_records()
@@ -85,7 +87,7 @@ def _make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], sta
         raise OneFlowError("OneFlow ran other steps than those of the program: please report this")
     addresses = [record[2] for record in records]
     base = min(addresses)
-    size = max(a - base + step.like.nbytes for a, step in zip(addresses, steps))
+    size = max(a - base + step.planned.numel() * step.like.itemsize for a, step in zip(addresses, steps))
     if size > report["planned"]:
         raise OneFlowError(f"OneFlow's plan has {report['planned']} bytes, and the steps lie in {size}: please report this")
     stage("compiling", 1.0)
@@ -102,9 +104,9 @@ def _build(steps: list[Step], read: list[Step], stage: Stage, entering: tuple[An
         if position % 64 == 0:
             stage("lowering", position / len(steps))
         sources = dict.fromkeys(r.source for r in refs(step.args) if not isinstance(r.source, torch.Tensor))
-        given = [entering[s] if isinstance(s, int) else values[s] for s in sources]
+        given = [entering[s] if isinstance(s, int) else values[s] for s in sources if isinstance(s, int) or s in values]
         dtype = torch.uint8 if step.like.dtype == torch.bool else step.like.dtype
         # What reads nothing (constants) still needs its place in the graph.
-        values[step] = node(_KIND, given or [entering[0]], step.like.shape, dtype, step.number)
+        values[step] = node(_KIND, given or [entering[0]], step.planned, dtype, step.number)
     made.clear()
     return tuple(values[step] for step in read)

@@ -15,6 +15,7 @@ class Step:
 
     Attributes:
         run: called as ``run(out, *args)``, with torch tensors in the place of `Ref`; fills `out`.
+        own: `run` returns the result instead, a new dense tensor: a library has no other way.
         args: nested lists, tuples and dictionaries with `Ref` in them.
         like: a dense meta tensor of the result's shape and dtype.
         op, kernel, where: what it comes from, for reports.
@@ -28,6 +29,12 @@ class Step:
     kernel: str
     where: str
     number: int = -1
+    own: bool = False
+
+    @property
+    def planned(self) -> torch.Size:
+        """The shape of what it needs in the plan: with memory of its own, as little as there is."""
+        return torch.Size((1,)) if self.own else self.like.shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ class OnPlain:
         self.plain, self.captured = devices.Plain("cpu"), 0
         self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
 
-    def capture(self, run):
+    def capture(self, run, preparations=()):
         self.captured += 1
         return run
 

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,21 @@ def expressible(instructions: Instructions) -> bool:
     return all(code != "pow_scalar" or float(value) in _POWERS for code, _, _, value in instructions)
 
 
-def runner(shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> Callable[..., None]:
-    """``run(out, *operands)`` for a chain of `passes.native_ops`; operands broadcast to `shape`, of any strides."""
-    source = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
-    size = math.prod(shape)
-    grid = (-(-size // _BLOCK),)
+class Chain:
+    """``run(out, *operands)`` for a chain of `passes.native_ops`; operands broadcast to `shape`, of any strides.
 
-    def run(out: torch.Tensor, *operands: torch.Tensor) -> None:
-        _compiled(source)[grid](out, *operands, size, _BLOCK, num_warps=4)
+    Attributes:
+        is_sum: it adds two operands, and does nothing else.
+    """
 
-    return run
+    def __init__(self, shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> None:
+        self._text = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
+        self._size = math.prod(shape)
+        self.is_sum = len(shapes) == 2 and [tuple(i[:3]) for i in instructions] in ([("add", 0, 1)], [("add", 1, 0)])
+
+    def __call__(self, out: torch.Tensor, *operands: torch.Tensor) -> None:
+        """Fill `out`, which is dense."""
+        _compiled(self._text)[(-(-self._size // _BLOCK),)](out, *operands, self._size, _BLOCK, num_warps=4)
 
 
 def _source(shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> str:

@@ -1,0 +1,50 @@
+"""Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them."""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..lowering import Lowered
+from ..values import Ref
+from . import choice
+from .table import on_cuda
+
+_BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+_Maybe = torch.Tensor | None
+
+
+@on_cuda("oneflow.attention.default")
+def attention(
+    lowered: Lowered, node: torch.fx.Node, q: Ref, k: Ref, v: Ref, mask: Ref | None, heads: int, causal: bool, scale: float | None
+) -> Any:
+    made = node.meta["val"]
+    how = Ways(heads, causal, scale)
+    return lowered.step(node, how, (q, k, v, mask), made.shape, made.dtype, "scaled dot product attention", own=True)
+
+
+class Ways:
+    """The attention of one step, in the way that was fastest when it was first computed."""
+
+    def __init__(self, heads: int, causal: bool, scale: float | None) -> None:
+        self._heads, self._causal, self._scale = heads, causal, scale
+        self._chosen: SDPBackend | None = None
+        self.name = ""
+
+    def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
+        """(n, rows, heads * width) from q, k, v of such shapes."""
+        if self._chosen is None:
+            shapes = tuple((tuple(t.shape), t.stride()) for t in (q, k, v, mask) if t is not None)
+            key = ("attention", shapes, str(q.dtype), self._heads, self._causal, self._scale)
+            calls = [functools.partial(self._run, backend, q, k, v, mask) for backend in _BACKENDS]
+            self._chosen = _BACKENDS[choice.fastest(key, calls, q.device)]
+            self.name = self._chosen.name.lower()
+        return self._run(self._chosen, q, k, v, mask)
+
+    def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (self._heads, -1)).transpose(1, 2) for t in (q, k, v))
+        with sdpa_kernel(backend):
+            made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)
+        return made.transpose(1, 2).flatten(2)

@@ -1,0 +1,141 @@
+"""Lowering on CUDA of convolutions of images: by cuDNN, with a bias and a residual in its kernel where it can."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..lowering import Lowered
+from ..values import Ref
+from . import choice, cudnn
+from .light import finish, fits
+from .products import product
+from .table import on_cuda
+
+_HALVES = (torch.float16, torch.bfloat16)
+_LAST = torch.channels_last
+# So many of cuDNN's proposals are measured, by how many ends are in its kernel: two it has to compile, for a second each.
+_MANY = (3, 4, 2)
+_Maybe = torch.Tensor | None
+
+
+@on_cuda("oneflow.conv2d.default")
+def conv2d(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str = "none",
+    residual: Ref | None = None,
+) -> Any:
+    made = node.meta["val"]
+    filters = isinstance(weight.source, torch.Tensor) and len(weight.shape) == 4
+    if not filters or not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
+        return lowered.in_torch(node, (x, weight, bias, stride, padding, dilation, groups, act, residual), {})
+    x = lowered.contiguous(node, x)
+    residual = None if residual is None else lowered.contiguous(node, residual)
+    oc, c, kh, kw = weight.shape
+    if (kh, kw, groups) == (1, 1, 1) and not any(padding) and set(stride) == {1}:
+        flat = weight.through(lambda w: w.view(oc, c))
+        return product(lowered, node, x, flat, bias, act, residual, "none", act_first=False)
+    how = Ways(tuple(stride), tuple(padding), tuple(dilation), groups, act)
+    return lowered.step(node, how, (x, weight, bias, residual), made.shape, made.dtype, "cudnn convolution")
+
+
+@functools.cache
+def _convolution(*args: Any) -> cudnn.Convolution:
+    return cudnn.Convolution(*args)
+
+
+class Ways:
+    """A convolution of one step, ``act(conv(x) + bias + residual)``, in the way that was fastest when it was first computed."""
+
+    def __init__(
+        self, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int, act: str
+    ) -> None:
+        self._how, self._groups, self._act = (stride, padding, dilation), groups, act
+        self.key = (self._how, groups, act)
+        self._chosen: Callable[..., None] | None = None
+        self._ways: list[tuple[Callable[..., None], str]] = []
+        self.name = ""
+
+    def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        """Let the library plan, and compile, what will be measured; any thread may."""
+        self._ways = self._all(out, x, weight.contiguous(memory_format=_LAST), bias, residual, plan=True)
+
+    def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        """Fill `out` (n, oh, ow, oc) from x (n, h, w, c) and weight (oc, c / groups, kh, kw)."""
+        # The parameter itself where it lies so (`layout`), else a copy in every call: one made once would miss writes.
+        weight = weight.contiguous(memory_format=_LAST)
+        if self._chosen is None:
+            ways = self._ways or self._all(out, x, weight, bias, residual)
+            key = (
+                "conv2d",
+                *map(tuple, (x.shape, weight.shape)),
+                self._how,
+                self._act,
+                str(x.dtype),
+                bias is None,
+                residual is None,
+            )
+            calls = [functools.partial(way, out, x, weight, bias, residual) for way, _ in ways]
+            self._chosen, self.name = ways[choice.fastest(key, calls, x.device, spare=2)]
+        self._chosen(out, x, weight, bias, residual)
+
+    def _all(
+        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool = False
+    ) -> list[tuple[Callable[..., None], str]]:
+        ways: list[tuple[Callable[..., None], str]] = []
+        tensors = (x, weight, bias, residual, out)
+        aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
+        if x.is_cuda and x.dtype in _HALVES and aligned:
+            fused = (True, False) if bias is not None or residual is not None else (False,)
+            ways += [way for ends in fused for way in self._planned(ends, out, x, weight, bias, residual, plan)]
+        return [*ways, (self._in_place, "cudnn by torch"), (self._in_torch, "torch")]
+
+    def _planned(
+        self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool
+    ) -> list[tuple[Callable[..., None], str]]:
+        """By cuDNN's graphs; `ends`: with the bias and the residual."""
+        n, h, w, c = x.shape
+        size = (out.shape[0], out.shape[3], *out.shape[1:3])
+        more = (bias is not None and ends, residual is not None and ends)
+        try:
+            planned = _convolution((n, c, h, w), tuple(weight.shape), size, x.dtype, x.device, *more, *self._how)
+        except (RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
+            return []
+
+        def run(number: int, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+            planned(number, x, weight, out, *(t for t in (bias, residual) if t is not None and ends))
+            self._finish(out, *((None, None) if ends else (bias, residual)))
+
+        count = min(_MANY[sum(more)], len(planned.configs))
+        for number in range(count if plan else 0):
+            with contextlib.suppress(RuntimeError):  # it is left out when they are measured
+                planned.plan(number)
+        return [(functools.partial(run, i), f"cudnn {'fused ' if ends else ''}{i}") for i in range(count)]
+
+    def _in_place(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        stride, padding, dilation = self._how
+        torch.ops.aten.cudnn_convolution.out(
+            x.permute(0, 3, 1, 2), weight, padding, stride, dilation, self._groups, True, False, torch.backends.cudnn.allow_tf32,
+            out=out.permute(0, 3, 1, 2),
+        )  # fmt: skip
+        self._finish(out, bias, residual)
+
+    def _in_torch(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        stride, padding, dilation = self._how
+        made = torch.conv2d(x.permute(0, 3, 1, 2), weight, None, stride, padding, dilation, self._groups)
+        out.copy_(made.permute(0, 2, 3, 1))
+        self._finish(out, bias, residual)
+
+    def _finish(self, out: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        if bias is not None or residual is not None or self._act != "none":
+            finish(out, out, bias, residual, self._act, False)

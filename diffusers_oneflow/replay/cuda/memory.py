@@ -1,0 +1,49 @@
+"""Scratch memory of the libraries' kernels: one block for each device and lane, since work of one lane runs in order."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import torch
+
+# What libraries may take. More lets them cut long sums into more parts; 32 MiB is what cuBLAS asks for on Hopper.
+WORKSPACE = 32 << 20
+
+
+class _Lane:
+    number = 0
+
+
+def workspace(device: torch.device) -> torch.Tensor:
+    """The block of the current lane, (`WORKSPACE`,) uint8."""
+    return _block(device, _Lane.number)
+
+
+@functools.cache
+def _block(device: torch.device, lane: int) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+
+
+def counters(device: torch.device, programs: int, sets: int) -> torch.Tensor:
+    """What the programs of one launch count themselves with, in `sets` of so many that meet, (sets,) int64.
+
+    Each is a multiple of `programs` between launches, so nobody has to reset it.
+    """
+    return _counters(device, programs, sets, _Lane.number)
+
+
+@functools.cache
+def _counters(device: torch.device, programs: int, sets: int, lane: int) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(sets, dtype=torch.int64, device=device)
+
+
+@contextlib.contextmanager
+def lane(number: int) -> Iterator[None]:
+    """What is launched inside runs beside the other lanes, and takes none of their memory."""
+    before, _Lane.number = _Lane.number, number
+    try:
+        yield
+    finally:
+        _Lane.number = before

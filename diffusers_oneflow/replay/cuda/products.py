@@ -1,0 +1,138 @@
+"""Lowerings on CUDA of linear layers: by cuBLASLt, which adds a bias, a residual and some activations itself."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..lowering import Lowered
+from ..values import Ref
+from . import choice, cublaslt, merged
+from .light import finish, fits, gate
+from .table import on_cuda
+
+_Maybe = torch.Tensor | None
+
+
+@on_cuda("oneflow.linear.default")
+def linear(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None = None,
+    act: str = "none",
+    residual: Ref | None = None,
+    gate: str = "none",
+) -> Any:
+    if not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
+        return lowered.in_torch(node, (x, weight, bias, act, residual, gate), {})
+    if (act, residual, gate) == ("none", None, "none") and (whole := merged.find(lowered, node)) is not None:
+        return whole
+    return product(lowered, node, x, weight, bias, act, residual, gate, act_first=True)
+
+
+@on_cuda("aten.linear.default")
+def plain_linear(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None = None) -> Any:
+    if not fits(x, weight, bias) or x.dtype != weight.dtype:
+        return lowered.in_torch(node, (x, weight, bias), {})
+    return product(lowered, node, x, weight, bias, "none", None, "none", act_first=True)
+
+
+def product(
+    lowered: Lowered,
+    node: torch.fx.Node,
+    x: Ref,
+    weight: Ref,
+    bias: Ref | None,
+    act: str,
+    residual: Ref | None,
+    gate: str,
+    act_first: bool,
+) -> Ref:
+    """A step for ``act(x @ weight.T + bias) + residual``, or ``act(... + residual)``; then the gate."""
+    return multiply(lowered, node, x, weight, bias, act, residual, gate, act_first, node.meta["val"].shape)
+
+
+def multiply(
+    lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None, act: str, residual: Ref | None, gate: str,
+    act_first: bool, shape: Sequence[int],
+) -> Ref:  # fmt: skip
+    """As `product`, for a result of `shape`."""
+    x, weight = lowered.contiguous(node, x), lowered.contiguous(node, weight)
+    residual = None if residual is None else lowered.contiguous(node, residual)
+    rows, k, columns = math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0]
+    how = Ways(rows, k, columns, act, gate, act_first)
+
+    def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        flat = None if residual is None else residual.view(rows, columns)
+        how(out.view(rows, -1), x.view(rows, k), weight, bias, flat)
+
+    return lowered.step(node, run, (x, weight, bias, residual), shape, x.dtype, "cublasLt")
+
+
+class Ways:
+    """A product of one step, in the way that was fastest when it was first computed.
+
+    Args:
+        rows, k, columns: of ``x (rows, k) @ weight (columns, k).T``.
+        act, gate, act_first: what follows, as in `product`.
+    """
+
+    def __init__(self, rows: int, k: int, columns: int, act: str, gate: str, act_first: bool) -> None:
+        self._shape, self._act, self._gate, self._act_first = (rows, k, columns), act, gate, act_first
+        self._chosen: Callable[..., None] | None = None
+        self.name = ""
+
+    def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        """Fill `out` (rows, columns), or (rows, columns / 2) with a gate."""
+        if self._chosen is None:
+            ways = self._all(out, x, weight, bias, residual)
+            key = ("product", self._shape, str(x.dtype), self._act, self._gate, self._act_first, bias is None, residual is None)
+            calls = [functools.partial(way, out, x, weight, bias, residual) for way, _ in ways]
+            self._chosen, self.name = ways[choice.fastest(key, calls, x.device)]
+        self._chosen(out, x, weight, bias, residual)
+
+    def _all(
+        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
+    ) -> list[tuple[Callable[..., None], str]]:
+        (rows, _, columns), act, gate_act = self._shape, self._act, self._gate
+        ways: list[tuple[Callable[..., None], str]] = []
+        whole = gate_act == "none" and cublaslt.ends(act, residual is not None) and not (act != "none" and not self._act_first)
+        wide = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if gate_act != "none" else out
+        own = (bias, residual, act) if whole else (None, None, "none")
+        if x.is_cuda and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
+            try:
+                library = cublaslt.Product(wide, x, weight, *own)
+            except (RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
+                library = None
+            for number in range(len(library.algorithms) if library else 0):
+                ways.append((self._by(functools.partial(library, number), whole), f"cublasLt {number}"))  # type: ignore[arg-type]
+        ways.append((self._by(_in_torch, False), "cublas"))
+        return ways
+
+    def _by(self, multiply: Callable[..., None], whole: bool) -> Callable[..., None]:
+        """By a library, and what it does not compute itself in a pass after it."""
+        (rows, _, columns), act, gate_act, act_first = self._shape, self._act, self._gate, self._act_first
+
+        def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+            wide = out if gate_act == "none" else torch.empty((rows, columns), dtype=x.dtype, device=x.device)
+            multiply(wide, x, weight, residual if whole else None)
+            if whole:
+                return
+            if gate_act == "none":
+                if bias is not None or residual is not None or act != "none":
+                    finish(wide, wide, bias, residual, act, act_first)
+                return
+            if act != "none" or residual is not None:
+                finish(wide, wide, bias, residual, act, act_first)
+                bias = None
+            gate(out, wide, bias, gate_act, False)
+
+        return run
+
+
+def _in_torch(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: None) -> None:
+    torch.mm(x, weight.t(), out=out)

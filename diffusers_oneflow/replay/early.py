@@ -1,0 +1,63 @@
+"""What of a graph does not depend on the latents: it may run beside the rest, which is too small a work for a whole GPU."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .values import Step, refs
+
+# Results of such a group have memory of their own, since nobody knows what runs at the same time.
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps that need the same inputs, the timestep or the prompt say.
+
+    Attributes:
+        steps: in order.
+        first_use: the number of the step of the rest that must wait for them; None if only outputs do.
+    """
+
+    steps: list[Step]
+    first_use: int | None
+
+
+def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Step]]:
+    """The groups, in an order in which each finds what it reads, and the rest, all in their order.
+
+    Args:
+        latents: the number of the input that the rest depends on; without one there is no group.
+    """
+    if latents is None:
+        return [], steps
+    needs: dict[Step, frozenset[int]] = {}
+    for step in steps:
+        own = frozenset(s for s in sources(step) if isinstance(s, int))
+        needs[step] = own.union(*(needs[s] for s in sources(step) if isinstance(s, Step)))
+    kinds: dict[frozenset[int], list[Step]] = {}
+    for step in steps:
+        if latents not in needs[step]:
+            kinds.setdefault(needs[step], []).append(step)
+    taken: list[list[Step]] = []
+    inside: set[Step] = set()
+    for kind in sorted(kinds, key=len):
+        group = kinds[kind]
+        known = inside.union(group)
+        complete = all(s in known for step in group for s in sources(step) if isinstance(s, Step))
+        if complete and sum(s.like.nbytes for s in group) <= _MOST_BYTES:
+            taken.append(group)
+            inside = known
+    rest = [s for s in steps if s not in inside]
+    if not rest:
+        return [], steps
+    return [Group(group, _first_use(set(group), rest)) for group in taken], rest
+
+
+def sources(step: Step) -> list[Step | int]:
+    """What a step reads that is no weight."""
+    return [r.source for r in refs(step.args) if not isinstance(r.source, torch.Tensor)]
+
+
+def _first_use(group: set[Step], rest: list[Step]) -> int | None:
+    return next((step.number for step in rest if any(s in group for s in sources(step))), None)
