@@ -24,6 +24,7 @@ def run(options: dict, device: Device, say: gpu_steps.Say = lambda report: None)
     """Measure one case, in this process, which needs a fresh one."""
     # Torch's own search for the fastest convolution, so that its peers are as fast as they can be; ours always searches.
     torch.backends.cudnn.benchmark = True
+    device.load()
     measure = gpu_e2e.measure if options["case"] == gpu_e2e.CASE else gpu_steps.measure
     return measure(options, device, say)
 

@@ -53,6 +53,7 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
             made = call(min(options["steps"]), "pt")
             device.synchronize()
             result["first_seconds"] = time.perf_counter() - start
+            print(f"{peer}: first image after {result['first_seconds']:.1f} s", flush=True)
             call(min(options["steps"]), "pt")  # torch.compile has recorded its graphs then
             result["peak"] = asdict(device.peak(lambda call=call: call(min(options["steps"]), "pt")) - before)
             images[peer] = made.double()

@@ -41,15 +41,16 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
         # What records kernels starts before there is a graph, else it may miss those of graphs.
         report["limits"] = gpu_profile.limits(device, dtype)
         gpu_profile.start(device)
-    # Libraries load, and choose, what all share: not at the cost of the first peer.
-    base = case.call(module)(**given)[0].clone()
-    found = _Found(base, device)
+    found = _Found(device)
     for peer in options["peers"]:
         with failing(report["peers"][peer]), contextlib.ExitStack() as stack:
             ops = stack.enter_context(gpu_profile.counted_ops()) if peer == "oneflow" and options["profile"] else []
             found.build(peer, case, gpu_peers.sharing(module), given, report["peers"][peer])
             report["peers"][peer]["ops"] = ops
         say(report)
+    # Not before: what cuDNN has found for torch would spare the others their search.
+    base = case.call(module)(**given)[0].clone()
+    found.compare(base, report["peers"])
     found.time(options["repeats"], report["peers"])
     say(report)
     for peer in options["profile"]:
@@ -75,12 +76,12 @@ class _Found:
         steps, modules, made: by peer.
     """
 
-    def __init__(self, base: torch.Tensor, device: Device):
+    def __init__(self, device: Device):
         self.steps, self.modules, self.made = {}, {}, {}
-        self._base, self._device = base, device
+        self._device = device
 
     def build(self, peer: str, case: gpu_cases.Case, module: torch.nn.Module, given: dict, result: dict):
-        """Seconds to the first result, memory, and the difference from torch."""
+        """Seconds to the first result, and memory."""
         device = self._device
         before = device.memory()
         steps = []
@@ -95,9 +96,8 @@ class _Found:
         (step,) = steps
         result["peak"] = asdict(self._peak(step, before))
         made = step().clone()
-        base = self._base.double()
         result["finite"] = bool(made.isfinite().all())
-        result["difference"] = ((made.double() - base).norm() / base.norm()).item()
+        print(f"{peer}: first result after {result['first_seconds']:.1f} s", flush=True)
         if peer == "oneflow":
             result["built"] = gpu_peers.built(module)
         self.steps[peer], self.modules[peer], self.made[peer] = step, module, made
@@ -106,6 +106,12 @@ class _Found:
         for _ in range(3):  # until torch.compile has recorded its graphs
             step()
         return self._device.peak(step) - before
+
+    def compare(self, base: torch.Tensor, results: dict[str, dict]):
+        """The difference of each peer's result from torch's."""
+        base = base.double()
+        for peer, made in self.made.items():
+            results[peer]["difference"] = ((made.double() - base).norm() / base.norm()).item()
 
     def time(self, repeats: int, results: dict[str, dict]):
         """Milliseconds of each round."""
