@@ -39,8 +39,9 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
     }
     if options["profile"]:
         # What records kernels starts before there is a graph, else it may miss those of graphs.
-        report["limits"] = gpu_profile.limits(device, dtype)
-        gpu_profile.start(device)
+        report["limits"], report["profiler"] = gpu_profile.limits(device, dtype), {}
+        with failing(report["profiler"]):
+            gpu_profile.start(device)
     found = _Found(device)
     for peer in options["peers"]:
         with failing(report["peers"][peer]), contextlib.ExitStack() as stack:

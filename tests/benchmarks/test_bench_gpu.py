@@ -67,6 +67,16 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch, capsys):
     assert "failed" in capsys.readouterr().out
 
 
+def test_without_a_profiler_the_rest_is_measured(monkeypatch):
+    def events(self, step):
+        raise RuntimeError("no counters here")
+
+    monkeypatch.setattr(Cpu, "events", events)
+    report = gpu_steps.measure(options("text-encoder", "torch", profile=["torch"]), Cpu())
+    assert "no counters here" in report["profiler"]["failed"]
+    assert len(report["peers"]["torch"]["ms"]) == 2 and "profile" not in report["peers"]["torch"]
+
+
 def test_where_float64_does_not_fit_float32_is_the_reference():
     case = gpu_cases.CASES["text-encoder"]
     module = gpu_cases.create(case, "cpu", torch.bfloat16, True)
