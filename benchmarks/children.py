@@ -58,13 +58,19 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             raise self._failure() from None
 
-    def receive(self) -> tuple:
+    def receive(self, seconds: float | None = None) -> tuple:
         """The next ``(kind, value)``: what the child sent, or ``("result", value)`` when its target returned.
 
+        Args:
+            seconds: the most to wait; then the child is killed. None: for ever.
+
         Raises:
-            ChildFailed: it raised, or a signal killed it.
+            ChildFailed: it raised, or a signal killed it, or it took too long.
         """
         try:
+            if not self._channel.poll(seconds):
+                self._process.kill()
+                raise ChildFailed(f"nothing came for {seconds:.0f} s")
             kind, value = self._channel.recv()
         except (EOFError, ConnectionResetError):
             raise self._failure() from None

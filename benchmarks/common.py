@@ -189,14 +189,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
     (console if console.is_terminal else Console(width=150)).print(shown)
 
 
-def write(name: str, results: dict, out: str | None) -> Path | None:
-    """Write `results` with the machine's description as JSON into the file or folder `out`; None writes nothing."""
+def write(name: str, results: dict, out: str | None, say: bool = True) -> Path | None:
+    """Write `results` as JSON into the file or folder `out`, and say so; None writes nothing."""
     if out is None:
         return None
     path = Path(out) if out.endswith(".json") else Path(out) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"benchmark": name, **results}, indent=2, default=_plain) + "\n")
-    print(f"wrote {path}")
+    if say:
+        print(f"wrote {path}")
     return path
 
 

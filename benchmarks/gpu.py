@@ -1,138 +1,203 @@
-"""A UNet's step on an NVIDIA GPU beside torch, each peer on a model of its own, interleaved in one process by CUDA events.
+"""Models, and whole images, on an NVIDIA GPU beside torch: time, memory, errors and kernels; each case in a process of its own.
 
-python -m benchmarks.gpu --latent 64 --dtype float16 --peers oneflow torch torch-graph reduce-overhead max-autotune
+python -m benchmarks.gpu --case sd15-unet --peers oneflow torch torch-graph reduce-overhead --out benchmarks/results
 """
 
 import argparse
+import contextlib
+import os
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from pathlib import Path
 
 import torch
 
-from . import common, models
+from . import children, common, gpu_bars, gpu_cases, gpu_e2e, gpu_peers, gpu_profile, gpu_steps
+from .gpu_device import Cpu, Device, Gpu
 
-PEERS = {
-    "oneflow": "OneFlow's plan as one CUDA graph, by this package",
-    "torch": "torch eager, channels_last",
-    "torch-graph": "the same, captured as a CUDA graph",
-    "reduce-overhead": "torch.compile(mode='reduce-overhead'), channels_last",
-    "max-autotune": "torch.compile(mode='max-autotune'), channels_last",
-}
-_COMPILED = ("reduce-overhead", "max-autotune")
-# At most these times the milliseconds of the fastest torch.compile, and seconds to capture and build.
-BAR, BUILD_BAR = 0.85, 15.0
+CASES = (*gpu_cases.CASES, gpu_e2e.CASE)
+# What compilers keep on disk: a run that found it there would tell nothing of the time to the first result.
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
-def build(peer: str, unet: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """What runs one step as `peer` does, after its first call; `unet` is on the GPU, in its dtype."""
-    if peer == "oneflow":
-        import diffusers_oneflow
-
-        diffusers_oneflow.compile(unet, diffusers_oneflow.OneFlowConfig(fallback="error", progress=False, cache=None, cuda=True))
-    else:
-        unet.to(memory_format=torch.channels_last)
-    call = torch.compile(unet, mode=peer) if peer in _COMPILED else unet
-
-    def step() -> torch.Tensor:
-        if peer in _COMPILED:
-            torch.compiler.cudagraph_mark_step_begin()
-        return call(*inputs, return_dict=False)[0]
-
-    if peer != "torch-graph":
-        step()
-        return step
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = step()
-
-    def replay(held=(unet, inputs)) -> torch.Tensor:  # the graph reads them where they are
-        graph.replay()
-        return made
-
-    return replay
+def run(options: dict, device: Device, say: gpu_steps.Say = lambda report: None) -> dict:
+    """Measure one case, in this process, which needs a fresh one."""
+    # Torch's own search for the fastest convolution, so that its peers are as fast as they can be; ours always searches.
+    torch.backends.cudnn.benchmark = True
+    device.load()
+    measure = gpu_e2e.measure if options["case"] == gpu_e2e.CASE else gpu_steps.measure
+    return measure(options, device, say)
 
 
-def milliseconds(step: Callable[[], object], times: int) -> float:
-    """Of one call, on the GPU's own clock."""
-    step()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / times
+def serve(channel, options: dict) -> dict:
+    """The same in a child: what is known so far comes as ("part", report)."""
+    device = Cpu() if options["device"] == "cpu" else Gpu()
+    return {"gpu": device.describe(), **run(options, device, lambda report: channel.send(("part", report)))}
 
 
-@torch.no_grad()
-def measure(model: str, latent: int, dtype: torch.dtype, peers: list[str], rounds: int, times: int = 10) -> dict:
-    """Per peer milliseconds a step by round, seconds to the first result, bytes at the peak, and the error against torch."""
-    steps, report = {}, {}
-    for peer in peers:
-        unet = models.unet(model).to("cuda", dtype)
-        args, kwargs = models.unet_inputs(unet, latent)
-        inputs = [t.cuda() for t in (*args, kwargs["encoder_hidden_states"])]
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        steps[peer] = build(peer, unet, inputs)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        built = torch.cuda.max_memory_allocated() - held
-        torch.cuda.reset_peak_memory_stats()
-        made = steps[peer]().float()
-        peak = torch.cuda.max_memory_allocated() - held
-        report[peer] = {"seconds": seconds, "built_bytes": built, "peak_bytes": peak, "made": made}
-    base = report.get("torch", next(iter(report.values())))["made"]
-    turns = {peer: (lambda step=step: milliseconds(step, times)) for peer, step in steps.items()}
-    for peer, values in common.interleave(turns, rounds).items():
-        made = report[peer].pop("made")
-        report[peer] |= {"ms": values, "difference": ((made - base).norm() / base.norm()).item()}
+def measure(options: dict, command: str) -> dict:
+    """Measure one case in a child and write what is known whenever there is more; "failed" says why it ended early."""
+    report = {"case": options["case"], "command": command, "options": options, "machine": common.machine()}
+    report["peers"] = {peer: {} for peer in options["peers"]}
+    with _fresh_caches(options["warm"]), children.Child(serve, options) as child:
+        kind = "part"
+        try:
+            while kind == "part":
+                kind, more = child.receive(options["limit"])
+                report |= more
+                common.write(_name(options), report, options["out"], say=kind != "part")
+        except children.ChildFailed as failure:
+            report["failed"] = str(failure)
+            print(failure, file=sys.stderr)
     return report
 
 
-def show(title: str, report: dict):
-    """Print the table, and whether the bars are kept."""
-    rows = []
-    for peer, found in report.items():
-        rows.append((
-            peer, common.summarize(found["ms"]).show(), f"{found['seconds']:.1f}", f"{found['peak_bytes'] / 1e6:.0f}",
-            f"{found['difference']:.0e}",
-        ))  # fmt: skip
-    columns = ("peer", "ms: median (quartiles)", "first result s", "peak MB", "from torch")
-    common.table(title, columns, rows, "MB: of one call, beside the weights")
-    compiled = [p for p in report if p in _COMPILED]
-    if "oneflow" in report and compiled:
-        medians = {p: common.summarize(report[p]["ms"]).median for p in report}
-        best = min(compiled, key=medians.__getitem__)
-        common.verdict(f"oneflow / {best}", medians["oneflow"] / medians[best], BAR)
-    if "oneflow" in report:
-        common.verdict("capture and build", report["oneflow"]["seconds"], BUILD_BAR, " s")
+def _name(options: dict) -> str:
+    kind = options["dtype"] or (gpu_cases.CASES[options["case"]].dtype if options["case"] in gpu_cases.CASES else "float16")
+    return f"gpu-{options['case']}-{kind}-batch{options['batch']}" + ("-tiny" if options["tiny"] else "")
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="sd15", choices=("sd15", "tiny"))
-    parser.add_argument("--latent", type=int, default=64)
-    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS)[:4], choices=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
+@contextlib.contextmanager
+def _fresh_caches(warm: bool):
+    """Compilers of children start from nothing."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        before = {name: os.environ.get(name) for name in _CACHES}
+        if not warm:
+            os.environ.update({name: str(Path(folder) / name.lower()) for name in _CACHES})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def show(report: dict):
+    """Print the tables of one case."""
+    title = f"{_name(report['options'])}, {report.get('gpu', {}).get('name', '')}"
+    options, peers = report["options"], report.get("peers", {})
+    note = "MB: while it runs, beside the weights: held by torch's allocator, and by the driver; built: at most, of tensors"
+    if report["case"] == gpu_e2e.CASE:
+        keys = [f"{steps}-{output}" for steps in options["steps"] for output in options["outputs"]]
+        heads = tuple(f"{key}: s" for key in keys)
+        cells = {peer: [_cell(found.get("median_seconds", {}).get(key)) for key in keys] for peer, found in peers.items()}
+    else:
+        heads = ("ms: median (quartiles)", "x torch")
+        cells = {peer: [_cell(found.get("median_ms")), _ratio(found, peers.get("torch", {}))] for peer, found in peers.items()}
+    rows = [[peer, *cells[peer], *_rest(found)] for peer, found in peers.items()]
+    common.table(title, ("peer", *heads, "first result s", "built MB", "MB", "driver MB", "from torch"), rows, note)
+    if report.get("parity"):
+        reference = report["parity"]["reference"]
+        errors = {peer: found["error"] for peer, found in report["parity"]["peers"].items()}
+        errors.setdefault("torch", report["parity"]["torch"])
+        lines = [(peer, *(f"{error[k]:.2e}" for k in ("rms", "maximum"))) for peer, error in errors.items()]
+        common.table(f"{title}: error against {reference}", ("peer", "RMS", "largest"), lines)
+    for peer, found in peers.items():
+        if "profile" in found:
+            gpu_profile.show(f"{title}: {peer}", found["profile"])
+
+
+def _cell(summary: common.Summary | None) -> str:
+    return summary.show(1, 3) if summary else "failed"
+
+
+def _ratio(found: dict, torch_found: dict) -> str:
+    return common.ratio(found["ms"], torch_found["ms"]).show() if "ms" in found and "ms" in torch_found else ""
+
+
+def _rest(found: dict) -> list[str]:
+    peak = found.get("peak", {})
+    seconds = f"{found['first_seconds']:.1f}" if "first_seconds" in found else "failed"
+    counts = found.get("built_bytes"), peak.get("reserved"), peak.get("used")
+    megabytes = [f"{n / 1e6:.0f}" if n is not None else "" for n in counts]
+    off = f"{found['difference']:.0e}" if "difference" in found else ""
+    return [seconds, *megabytes, off if found.get("finite", True) else "not finite"]
+
+
+def plot(report: dict, path: Path):
+    """Draw what was measured beside the JSON file at `path`."""
+    try:
+        from . import plots
+    except ImportError:
+        print("no pictures: matplotlib is not installed")
+        return
+    title = f"{_name(report['options'])}, {report.get('gpu', {}).get('name', '')}"
+    peers = report.get("peers", {})
+    if report["case"] == gpu_e2e.CASE:
+        keys = dict.fromkeys(key for found in peers.values() for key in found.get("seconds", {}))
+        panels = {
+            f"steps-output {key}": _measured({peer: found.get("seconds", {}).get(key) for peer, found in peers.items()}, 1.0)
+            for key in keys
+        }
+    else:
+        panels = {"": _measured({peer: found.get("ms") for peer, found in peers.items()}, 1000.0)}
+    if peers and panels:
+        plots.peers(title, panels, path.with_suffix(".png"))
+    for peer, found in peers.items():
+        if "profile" in found:
+            target = path.with_name(f"{path.stem}-profile-{peer}.png")
+            plots.profile(f"{title}: {peer}", gpu_profile.plotted(found["profile"]), target, rest="idle")
+
+
+def _measured(values: dict[str, list | None], scale: float) -> dict[str, dict | None]:
+    """What `plots.peers` takes, of rounds in seconds times `scale`."""
+    torch_values = values.get("torch")
+    return {
+        peer: {
+            "seconds": common.summarize([v / scale for v in rounds]),
+            "ratio_to_torch": common.ratio(rounds, torch_values) if torch_values else None,
+        } if rounds else None
+        for peer, rounds in values.items()
+    }  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="+", default=["sd15-unet"], choices=CASES)
+    parser.add_argument("--peers", nargs="+", default=list(gpu_peers.PEERS)[:4], choices=list(gpu_peers.PEERS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="times the usual batch, or images at a time")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16, for Flux bfloat16")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds")
+    parser.add_argument("--parity", action="store_true", help="errors against the same weights in float64")
+    parser.add_argument("--profile", nargs="*", choices=list(gpu_peers.PEERS), help="kernels of these peers (default: oneflow)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[20, 30, 50], help="of an image")
+    parser.add_argument("--outputs", nargs="+", default=["pt", "pil"], choices=("pt", "pil"), help="what an image becomes")
+    parser.add_argument("--scheduler", default="ddim", choices=list(gpu_e2e.SCHEDULERS))
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a case may be silent before it is ended")
+    parser.add_argument("--warm", action="store_true", help="compilers find what they kept: first results say nothing then")
+    parser.add_argument("--out", help="folder for JSON and pictures")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    options.profile = [] if options.profile is None else (options.profile or ["oneflow"])
+    if options.out and options.out.endswith(".json"):
+        parser.error("--out is a folder here: each case has files of its own")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 1 if a bar is missed or anything failed."""
+    options = parse(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("there is no GPU that torch can use here", file=sys.stderr)
         return 2
-    report = measure(options.model, options.latent, getattr(torch, options.dtype), options.peers, options.repeats)
-    gpu = torch.cuda.get_device_name()
-    show(f"{options.model}, {options.dtype}, latent {options.latent}, batch {models.BATCH}, {gpu}: unet step", report)
-    common.write(f"gpu-{options.model}-{options.latent}", {"gpu": gpu, "options": vars(options), "peers": report}, options.out)
-    return 0
+    command = " ".join(["python -m benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)])
+    good = True
+    for case in options.case:
+        for batch in options.batch:
+            asked = {**vars(options), "case": case, "batch": batch}
+            report = measure(asked, command)
+            show(report)
+            report["bars"] = gpu_bars.judge(case, report)
+            path = common.write(_name(asked), report, options.out)
+            if path is not None:
+                plot(report, path)
+            failed = "failed" in report or any("failed" in found for found in report.get("peers", {}).values())
+            good = good and not failed and all(bar["passed"] for bar in report["bars"])
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

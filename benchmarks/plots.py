@@ -52,17 +52,34 @@ def _bars(panel, case: str, measured: dict[str, dict | None]):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def profile(title: str, report: dict, path: Path):
-    """A bar per kernel and op with its milliseconds, its share of the call, and how fast it moves and computes."""
+def peers(title: str, panels: dict[str, dict[str, dict | None]], path: Path):
+    """A panel per name in `panels`, in which each peer has a bar: its `seconds` and `ratio_to_torch`, or None where it failed."""
+    height = 0.8 + 0.38 * max(map(len, panels.values()))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, height * len(panels) + 0.5), squeeze=False)
+    for panel, (name, measured) in zip(axes[:, 0], panels.items(), strict=True):
+        _bars(panel, name, measured)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    print(f"wrote {path}")
+
+
+def profile(title: str, report: dict, path: Path, rest: str = "outside of the pack"):
+    """A bar per kernel and op with its milliseconds, its share of the call, and how fast it moves and computes.
+
+    Args:
+        rest: what the last bar is called, ``rest_ms`` of the report.
+    """
     rows = report["kernels"]
     figure, panel = pyplot.subplots(figsize=(9, 1.2 + 0.3 * (len(rows) + 1)))
     labels = [f"{row['kernel']} ({row['op']}) x{row['count']}" for row in rows]
     values = [row["ms"] for row in rows]
     panel.barh(range(len(rows) + 1), [*values, max(0.0, report["rest_ms"])], color=[*[_OURS] * len(rows), _OTHERS], height=0.7)
     for place, row in enumerate(rows):
-        rates = [f"{row[key]:.0f} {unit}" for key, unit in _RATES.items() if row[key]]
+        rates = [f"{row[key]:.0f} {unit}" for key, unit in _RATES.items() if row.get(key)]
         panel.text(row["ms"], place, "  " + ", ".join([f"{row['share']:.1%}", *rates]), va="center", fontsize=8)
-    panel.set_yticks(range(len(rows) + 1), [*labels, "outside of the pack"], fontsize=8)
+    panel.set_yticks(range(len(rows) + 1), [*labels, rest], fontsize=8)
     panel.invert_yaxis()
     panel.set_xlabel("ms per call", fontsize=8)
     panel.tick_params(axis="x", labelsize=8)

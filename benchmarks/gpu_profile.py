@@ -1,0 +1,179 @@
+"""Where the time of one call on a GPU goes, by kernel, and how long the arithmetic and the memory alone would take."""
+
+import contextlib
+import re
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+
+from . import common
+from .gpu_device import Device, Event
+from .profile import flops
+
+# In this order: a fused attention is called "flash_fprop", a convolution "implicit_gemm".
+_CLASSES = {
+    "attention": "sdpa|flash|fmha|attention",
+    "convolution": "conv|fprop|wgrad|dgrad|winograd",
+    "product": "gemm|gemv|nvjet|cublas|cutlass|matmul|addmm|::mm|splitk",
+    "copy": "memcpy|memset|copy|nchwtonhwc|nhwctonchw",
+}
+_OPS = {"convolution": "conv", "product": "cublas|linear|mm", "attention": "attention"}
+_SHOWN = 20
+
+
+def limits(device: Device, dtype: torch.dtype) -> dict:
+    """What the device reaches: TFLOP/s of a large product in `dtype`, and GB/s of a copy, read and written bytes together."""
+    gpu = device.place.type == "cuda"
+    side, count = (8192, 1 << 30) if gpu else (64, 1 << 16)
+    a, b = (torch.randn(side, side, device=device.place, dtype=dtype) for _ in range(2))
+    source = torch.zeros(count, device=device.place, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    product = statistics.median(device.milliseconds(lambda: a @ b, 5) for _ in range(3))
+    copy = statistics.median(device.milliseconds(lambda: target.copy_(source), 5) for _ in range(3))
+    return {"tflop_per_second": 2 * side**3 / product / 1e9, "gb_per_second": 2 * count / copy / 1e6}
+
+
+def start(device: Device):
+    """Let what records kernels start."""
+    device.events(lambda: torch.ones(8, device=device.place).add_(1))
+
+
+@contextlib.contextmanager
+def counted_ops() -> Iterator[list[dict]]:
+    """Collect the steps of all graphs for a GPU that are built meanwhile: op, kernel, place, bytes and arithmetic of each."""
+    from diffusers_oneflow.replay.graph import ReplayGraph
+
+    found: list[dict] = []
+    original = ReplayGraph.__init__
+
+    def init(graph, program, *args, **kwargs):
+        original(graph, program, *args, **kwargs)
+        found.extend(_ops(program, list(graph.places.values())))
+
+    ReplayGraph.__init__ = init
+    try:
+        yield found
+    finally:
+        ReplayGraph.__init__ = original
+
+
+def _ops(program, places: list) -> list[dict]:
+    """Nodes of the program and steps for one op in one line of the module come in the same order."""
+    from diffusers_oneflow.capture import op_name, where
+
+    counts: dict[tuple, list] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            operands = [getattr(a, "meta", {}).get("val") for a in node.args]
+            counts.setdefault((op_name(node), where(node)), []).append(flops(op_name(node), operands, node.meta.get("val")))
+    steps: dict[tuple, list] = {}
+    for place in places:
+        if place.kernel != "copy":
+            steps.setdefault((place.op, place.where), []).append(place)
+    known = {}
+    for key, same in steps.items():
+        if len(same) == len(counts.get(key, ())):
+            known.update(zip(map(id, same), counts[key]))
+    return [
+        {"op": p.op, "kernel": p.kernel, "where": p.where, "bytes": p.bytes, "flops": known.get(id(p)) or 0} for p in places
+    ]  # fmt: skip
+
+
+def profile(device: Device, step: Callable[[], object], ops: list[dict], reached: dict, times: int = 3) -> dict:
+    """Kernels of the middle one of `times` calls.
+
+    Args:
+        ops: of this package's graph, by `counted_ops`; none for others.
+        reached: `limits`.
+
+    Returns:
+        ``step_ms``; ``busy_ms`` in which a kernel ran; ``idle_ms``, the rest; ``kernels``, a row for each name, the
+        slowest first; ``classes``, a row for each kind with its floors in ms.
+    """
+    step()
+    runs = sorted((device.events(step) for _ in range(times)), key=_busy)
+    events = runs[times // 2]
+    took = common.summarize([device.milliseconds(step, 5) for _ in range(5)])
+    busy = _busy(events) / 1000
+    rows = {}
+    for event in events:
+        row = rows.setdefault(event.name, {"kernel": event.name, "class": kind(event.name), "count": 0, "us": 0.0})
+        row["count"] += 1
+        row["us"] += event.us
+    kernels = sorted(rows.values(), key=lambda row: -row["us"])
+    return {
+        "step_ms": took,
+        "busy_ms": busy,
+        "idle_ms": took.median - busy,
+        "kernels": kernels,
+        "classes": _classes(kernels, ops, reached),
+    }
+
+
+def kind(kernel: str) -> str:
+    """What a kernel does, by its name: "attention", "convolution", "product", "copy" or "other"."""
+    return next((name for name, pattern in _CLASSES.items() if re.search(pattern, kernel.lower())), "other")
+
+
+def _classes(kernels: list[dict], ops: list[dict], reached: dict) -> list[dict]:
+    made = {name: {"class": name, "count": 0, "ms": 0.0} for name in (*_CLASSES, "other")}
+    for row in kernels:
+        made[row["class"]]["count"] += row["count"]
+        made[row["class"]]["ms"] += row["us"] / 1000
+    for name, row in made.items():
+        same = [op for op in ops if _of(op) == name]
+        arithmetic, memory = _floors(same, reached)
+        row["flops"] = sum(op["flops"] for op in same)
+        row["bytes"] = sum(op["bytes"] for op in same)
+        row["arithmetic_ms"], row["memory_ms"] = sum(arithmetic), sum(memory)
+        # An op is done when both its arithmetic and its traffic are.
+        row["floor_ms"] = sum(map(max, arithmetic, memory))
+    return list(made.values())
+
+
+def _of(op: dict) -> str:
+    """The kind of kernel that a step of this package runs."""
+    if op["kernel"] == "copy":
+        return "copy"
+    return next((name for name, pattern in _OPS.items() if re.search(pattern, op["kernel"])), "other")
+
+
+def _floors(ops: list[dict], reached: dict) -> tuple[list[float], list[float]]:
+    arithmetic = [op["flops"] / reached["tflop_per_second"] / 1e9 for op in ops]
+    return arithmetic, [op["bytes"] / reached["gb_per_second"] / 1e6 for op in ops]
+
+
+def _busy(events: list[Event]) -> float:
+    """Microseconds in which at least one of them ran."""
+    total, until = 0.0, float("-inf")
+    for event in events:
+        end = event.start + event.us
+        total += max(0.0, end - max(event.start, until))
+        until = max(until, end)
+    return total
+
+
+def show(title: str, found: dict):
+    """Print the table of the kinds, and that of the slowest kernels."""
+    rows = [
+        (row["class"], str(row["count"]), *(f"{row[k]:.3f}" for k in ("ms", "arithmetic_ms", "memory_ms", "floor_ms")))
+        for row in found["classes"]
+    ]
+    rows.append(("(idle)", "", f"{found['idle_ms']:.3f}", "", "", ""))
+    note = f"step {found['step_ms'].show(1, 3)} ms, of which kernels run in {found['busy_ms']:.3f} ms"
+    common.table(title, ("kind", "kernels", "ms", "arithmetic ms", "memory ms", "floor ms"), rows, note)
+    slowest = [(row["kernel"][:100], row["class"], str(row["count"]), f"{row['us']:.0f}") for row in found["kernels"][:_SHOWN]]
+    common.table(f"{title}: the slowest of {len(found['kernels'])} kernels", ("kernel", "kind", "count", "us"), slowest)
+
+
+def plotted(found: dict) -> dict:
+    """The same as `plots.profile` takes it: a row for each of the slowest kernels, the others in one."""
+    step, kernels = found["step_ms"].median, found["kernels"]
+    few = [(row["kernel"][:60], row["class"], row["count"], row["us"] / 1000) for row in kernels[:_SHOWN]]
+    if rest := kernels[_SHOWN:]:
+        few.append(("the others", "all kinds", sum(r["count"] for r in rest), sum(r["us"] for r in rest) / 1000))
+    rows = [
+        {"kernel": name, "op": what, "count": count, "ms": ms, "share": ms / step} for name, what, count, ms in few
+    ]  # fmt: skip
+    return {"kernels": rows, "rest_ms": found["idle_ms"], "call_ms": found["step_ms"]}
