@@ -81,7 +81,7 @@ def group_norm(
 ) -> torch.Tensor:
     """Group norm and an activation; the channels are x's last dimension, or its second."""
     moved = x.movedim(-1, 1) if channels_last else x
-    made = ACTIVATIONS[act](F.group_norm(moved, groups, weight, bias, eps))
+    made = ACTIVATIONS[act](F.group_norm(moved.contiguous(), groups, weight, bias, eps))
     return made.movedim(1, -1) if channels_last else made
 
 
