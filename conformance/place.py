@@ -106,6 +106,13 @@ class Place:
         memory = memory.to(self.device, self.torch_dtype if narrow else value.dtype)
         return memory.as_strided(value.shape, value.stride(), value.storage_offset())
 
+    def inputs(self, pipe: Any, value: Any) -> Any:
+        """Nested `value` for a pipeline at this place: rounded to the place's dtype, in the dtype of the pipeline's models."""
+        moved = self.moved(value)
+        if pipe.dtype != torch.float32:
+            return moved
+        return tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype == self.torch_dtype else t, moved)
+
     def move_pipeline(self, pipe: Any) -> Any:
         """`pipe` with its models here, in the dtype."""
         if self.dtype != "float32":

@@ -72,9 +72,15 @@ class Entry:
 
         Raises:
             ValueError: a component did not run at all, or did though it is called idle.
+            NotApplicable: torch itself cannot run the pipeline on this device, in this dtype.
         """
         pipe = self.make()
-        report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
+        try:
+            report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
+        except parity.TorchFails as error:
+            if place.here().is_usual:
+                raise
+            raise place.NotApplicable(str(error)) from error
         ran = {c.path for c in report.components}
         if wrong := set(self.idle) - (set(models(pipe)) - ran):
             raise ValueError(f"called idle, but it ran or does not exist: {', '.join(sorted(wrong))}")
@@ -86,7 +92,7 @@ class Entry:
         """Run `pipe` from the same noise as ever: uint8, images (n, h, w, 3) or of the result's own shape."""
         torch.manual_seed(0)
         np.random.seed(0)
-        inputs = place.here().moved(self.inputs() if callable(self.inputs) else dict(self.inputs))
+        inputs = place.here().inputs(pipe, self.inputs() if callable(self.inputs) else dict(self.inputs))
         torch.manual_seed(0)
         added = {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
         known = inspect.signature(pipe.__call__).parameters
