@@ -64,8 +64,8 @@ def _there(call, place: Place):
 
     kinds = (torch.Tensor, harness.Weight, torch.dtype, torch.device)
     args, kwargs = tree_map_only(kinds, moved, (call.args, call.kwargs))
-    made_there = any("device" == a.name for a in getattr(call.target, "_schema", _NO_SCHEMA).arguments)
-    if made_there:
+    # Factories make their tensors there.
+    if any(a.name == "device" and a.kwarg_only for a in getattr(call.target, "_schema", _NO_SCHEMA).arguments):
         kwargs.setdefault("device", torch.device(place.device))
     try:
         return harness.Case(call.op, args, kwargs, place.torch_dtype)

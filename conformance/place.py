@@ -43,7 +43,7 @@ class Place:
     @property
     def is_usual(self) -> bool:
         """Whether it is the place of the committed baseline."""
-        return self == Place()
+        return self == _USUAL
 
     @property
     def name(self) -> str:
@@ -132,7 +132,8 @@ class Place:
         return parity.component(module, *self.moved((args, kwargs)), path)
 
 
-_HERE = contextvars.ContextVar("where cases run", default=Place())
+_USUAL = Place()
+_HERE = contextvars.ContextVar("where cases run", default=_USUAL)
 
 
 def here() -> Place:
@@ -147,12 +148,17 @@ def parse(device: str, dtype: str, way: str) -> Place:
 
 @contextlib.contextmanager
 def running(place: Place, backend: str) -> Iterator[None]:
-    """Judge `backend` at a place meanwhile.
+    """Judge `backend` at a place meanwhile, with TensorFloat32 off.
 
     Raises:
         ValueError: no package offers the backend.
     """
     token = _HERE.set(place)
+    # float32 means float32: by default torch lets cuDNN's convolutions round to 10 bits.
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    allowed = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
     compile = dispatch.Dispatcher._compile
     if place.replay:
         dispatch.Dispatcher._compile = dispatch.Dispatcher._compile_elsewhere
@@ -161,6 +167,8 @@ def running(place: Place, backend: str) -> Iterator[None]:
             yield
     finally:
         dispatch.Dispatcher._compile = compile
+        for switch, before in zip(switches, allowed):
+            switch.allow_tf32 = before
         _HERE.reset(token)
 
 

@@ -21,7 +21,8 @@ from . import plugin
 from .config import OneFlowConfig
 
 _NAME = contextvars.ContextVar("judged backend", default="oneflow")
-_CONFIG = contextvars.ContextVar("OneFlow's options", default=OneFlowConfig(progress=False))
+_QUIET = OneFlowConfig(progress=False)
+_CONFIG = contextvars.ContextVar("OneFlow's options", default=_QUIET)
 
 
 def name() -> str:

@@ -250,7 +250,9 @@ def _recorded(
         if "vae.encoder" in judgeable and "vae.encoder" not in calls and _images(pipe.vae, expected):
             # Drawing from text alone does not call it: it gets the images.
             with torch.no_grad():
-                pipe.vae.encode((torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1).to(pipe.vae.device, pipe.vae.dtype))
+                pipe.vae.encode(
+                    (torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1).to(pipe.vae.device, pipe.vae.dtype)
+                )
     finally:
         for hook in hooks:
             hook.remove()
