@@ -7,6 +7,7 @@ to be below 1e-6 of the output's scale. What is judged is OneFlow, or the backen
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
 MOST_LEVELS = 1  # of 255, between the final images in float32; `most_levels` has those in half types
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A recorded call of a module, and the dtypes of its parameters then."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dtypes: dict[str, torch.dtype]
 
 
 class TorchFails(RuntimeError):
@@ -196,7 +206,10 @@ def pipeline(
     try:
         calls, expected = _recorded(reference, draw, fallbacks)
         found = models(reference)
-        exact = {path: _expected(found[path], *call, path) for path, call in calls.items()}
+        exact = {}
+        for path, call in calls.items():
+            with _as_called(found[path], call):
+                exact[path] = _expected(found[path], call.args, call.kwargs, path)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TorchFails(f"torch itself cannot run it: {type(error).__name__}: {error}") from error
     most = most_levels(reference, draw, expected)
@@ -207,7 +220,10 @@ def pipeline(
             change(pipe)
         found = models(pipe)
         # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
-        rows = [_judge(found[path], *call, path, exact[path]) for path, call in calls.items()]
+        rows = []
+        for path, call in calls.items():
+            with _as_called(found[path], call):
+                rows.append(_judge(found[path], call.args, call.kwargs, path, exact[path]))
         images = _quietly(draw, pipe)
         ran = judged.fallbacks(pipe)
         for path, part in fallbacks.items():
@@ -240,9 +256,9 @@ def _levels(image: NDArray[Any], other: NDArray[Any]) -> int:
 
 def _recorded(
     pipe: Any, draw: Callable[[Any], NDArray[np.uint8]], fallbacks: Mapping[str, str]
-) -> tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], NDArray[Any]]:
+) -> tuple[dict[str, _Call], NDArray[Any]]:
     """The last call of each component that is to be judged, in a run of the pipeline in torch, and its images."""
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    calls: dict[str, _Call] = {}
     judgeable = {path: module for path, module in models(pipe).items() if path not in fallbacks}
     hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judgeable.items()]
     try:
@@ -321,10 +337,25 @@ def _ratio(off: torch.Tensor, scale: torch.Tensor) -> float:
 def _record(calls: dict[Any, Any], path: str) -> Callable[..., None]:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flat = signature.flatten((args, kwargs))
-        copies = signature.rebuild(flat.spec, [t.detach().clone() for t in flat.tensors])
-        calls[path] = copies
+        args, kwargs = signature.rebuild(flat.spec, [t.detach().clone() for t in flat.tensors])
+        calls[path] = _Call(args, kwargs, {name: p.dtype for name, p in module.named_parameters()})
 
     return hook
+
+
+@contextlib.contextmanager
+def _as_called(module: torch.nn.Module, call: _Call) -> Iterator[None]:
+    """Meanwhile the parameters have the dtypes that they had in the call: some pipelines cast a VAE up only to decode."""
+    changed = [
+        (p, p.data, call.dtypes[name]) for name, p in module.named_parameters() if p.dtype != call.dtypes.get(name, p.dtype)
+    ]
+    for parameter, data, dtype in changed:
+        parameter.data = data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data, _ in changed:
+            parameter.data = data
 
 
 @torch.no_grad()
