@@ -1,6 +1,7 @@
 """The command line of the suite; README.md says what its exit codes mean."""
 
 import argparse
+import contextlib
 import fnmatch
 import os
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from diffusers_oneflow import judged
 from diffusers_oneflow.errors import EngineUnavailable
 
-from . import baseline, cases, coverage, report, results, runner  # noqa: F401
+from . import baseline, cases, coverage, place, report, results, runner  # noqa: F401
 from .registry import CASES, LEVELS, Case
 from .shards import shard
 
@@ -34,15 +35,19 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
     if options.list:
         _list(chosen, options, console)
         return PASSED
-    given = options.baseline or (baseline.PATH if options.backend == "oneflow" else None)
+    there = place.Place(options.device, options.dtype, options.replay)
+    given = options.baseline or (there.baseline if options.backend == "oneflow" else None)
     rows = baseline.read(given) if given is not None else {}
-    chosen = _share(options, p, chosen, rows)
+    # Times of the CPU split the cases of a device that has none of its own, too.
+    chosen = _share(options, p, chosen, {**baseline.read(baseline.PATH), **rows} if options.backend == "oneflow" else rows)
     try:
-        with judged.judging(options.backend):
+        with contextlib.ExitStack() as stack:
             if options.results:
-                parts = [results.read(path) for path in options.results]
-                ran, where = [result for part, _ in parts for result in part], parts[0][1].get("environment", {})
+                stack.enter_context(judged.judging(options.backend))
+                ran, where = _read(options.results, there)
             else:
+                there.check(options.backend)
+                stack.enter_context(place.running(there, options.backend))
                 _try_backend()
                 ran, where = runner.run_all(chosen, console, isolated), report.environment()
     except EngineUnavailable as error:
@@ -73,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--full", action="store_true", help="the models of full size as well")
     p.add_argument("--shard", metavar="I/N", help="the I-th of N parts that take about the same time")
     p.add_argument("--backend", default="oneflow", metavar="NAME", help="what to judge; of the entry points diffusers.backends")
+    p.add_argument("--device", default="cpu", metavar="DEVICE", help="where models run, as torch names it: cpu, cuda, cuda:1")
+    p.add_argument("--dtype", choices=place.DTYPES, default="float32", help="the dtype of models there; default: float32")
+    p.add_argument("--replay", action="store_true", help="run graphs as on other devices than the CPU, with torch's own ops")
     p.add_argument("--from", dest="results", action="append", type=Path, metavar="FILE",
                    help="run nothing: take the results that --json wrote; several times")  # fmt: skip
     for kind in report.WRITERS:
@@ -116,6 +124,20 @@ def _list(chosen: list[Case], options, console: Console):
         for name, reason in coverage.not_covered().items():
             said = reason if reason == coverage.NO_REASON else f"{coverage.NO_REASON}: {reason}"
             console.print(f"{name:46} {said}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _read(paths: list[Path], there: place.Place) -> tuple[list[results.Result], dict]:
+    """The results that --json wrote at a place, and what is said of the machine.
+
+    Raises:
+        ValueError: a file holds none, or those of another place.
+    """
+    parts = [results.read(path) for path in paths]
+    for path, (_, about) in zip(paths, parts):
+        name = about.get("environment", {}).get("place", place.Place().name)
+        if name != there.name:
+            raise ValueError(f"{path} has the results of {name}, not of {there.name}: give --device and --dtype as they were")
+    return [result for part, _ in parts for result in part], parts[0][1].get("environment", {})
 
 
 def _try_backend():

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, dict]:
 
 def update(path: Path, results: list[Result], known: Iterable[str]):
     """Write `results` over their old rows; rows of cases that are not `known` any more go."""
-    rows = {**read(path), **{r.name: row(r) for r in results}}
+    rows = {**read(path), **{r.name: row(r) for r in results if not r.not_applicable}}
     kept = sorted(set(rows) & set(known))
     # A line a case, so that a change of the file can be read.
     path.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in kept) + "\n}\n")
@@ -40,12 +40,12 @@ def row(result: Result) -> dict:
 
 def known_failures(results: list[Result], rows: dict[str, dict]) -> set[str]:
     """The cases that fail now as they do in the baseline."""
-    return {r.name for r in results if not r.passed and r.name in rows and not rows[r.name]["passed"]}
+    return {r.name for r in results if not r.passed and not r.not_applicable and r.name in rows and not rows[r.name]["passed"]}
 
 
 def regressions(results: list[Result], rows: dict[str, dict]) -> dict[str, list[str]]:
     """Case -> what is worse than in the baseline; cases that the baseline lacks are not in it."""
-    found = {r.name: _worse(r, rows[r.name]) for r in results if r.name in rows}
+    found = {r.name: _worse(r, rows[r.name]) for r in results if r.name in rows and not r.not_applicable}
     return {name: sentences for name, sentences in found.items() if sentences}
 
 

@@ -7,13 +7,15 @@ import torch
 
 from diffusers_oneflow import parity
 
+from . import place
+
 STEPS = 2
 
 
 def compare(pipe, *arguments, **options) -> parity.Report:
     """The parity of a pipeline in one run of `STEPS` steps with these arguments."""
     pipe.set_progress_bar_config(disable=True)
-    return parity.pipeline(pipe, drawer(*arguments, **options))
+    return parity.pipeline(place.here().move_pipeline(pipe), drawer(*arguments, **options))
 
 
 def drawer(*arguments, **options) -> Callable[[object], np.ndarray]:
@@ -21,7 +23,8 @@ def drawer(*arguments, **options) -> Callable[[object], np.ndarray]:
 
     def draw(pipe) -> np.ndarray:
         noise = torch.Generator().manual_seed(0)
-        made = pipe(*arguments, num_inference_steps=STEPS, generator=noise, output_type="np", **options)
+        with place.noise():
+            made = pipe(*arguments, num_inference_steps=STEPS, generator=noise, output_type="np", **options)
         return (made.images * 255).round().astype(np.uint8)
 
     return draw

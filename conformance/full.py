@@ -3,10 +3,10 @@
 import torch
 
 from benchmarks import models
-from diffusers_oneflow.parity import Report, component
+from diffusers_oneflow.parity import Report
 
 from .registry import case
-from .tiny import bfloat16
+from .tiny import bfloat16, component
 
 
 def _unet(compare) -> Report:

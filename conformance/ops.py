@@ -2,7 +2,8 @@
 
 Those tests draw shapes, strides, dtypes and broadcasting at random, the same ones in every run, and add sizes and values at
 the edge. OneFlow's graphs hold the op itself, once with OneFlow's own kernels and once with the pack's where it has one;
-another backend is given a model that makes the same calls.
+another backend is given a model that makes the same calls. On another device, or in a half type, the calls are made with their
+tensors there; graphs that are replayed hold the op as it is, and what the passes for the pack make of it.
 """
 
 import functools
@@ -10,23 +11,33 @@ import importlib
 from pathlib import Path
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from diffusers_oneflow import engine, judged
-from diffusers_oneflow.parity import FACTOR, FLOOR, Component, Error, Report, error
+from diffusers_oneflow.parity import FACTOR, FLOOR, HALF_FACTOR, Component, Error, Report, error
+from diffusers_oneflow.replay.devices import Plain, device_for
 
+from .place import NotApplicable, Place, here
 from .registry import Case, add
 
 # Integers, and float64 against itself, are compared with torch's own result: only rounding of the last bits is allowed.
+_NO_SCHEMA = torch.ops.aten.neg.default._schema
 FLOORS = {torch.float32: FLOOR, torch.float64: 1e-13}
 
 
 def run(op: str) -> Report:
-    """Compare every call; of each kind of kernel and dtype, the report has the call that comes out worst."""
+    """Compare every call; of each kind of kernel and dtype, the report has the call that comes out worst.
+
+    Raises:
+        NotApplicable: torch makes none of them in the dtype of the place.
+    """
     from tests.lowering import harness
 
     worst: dict[str, Component] = {}
     for calls in harness.calls(op):
+        calls = calls if here().is_usual else [made for call in calls if (made := _there(call, here())) is not None]
+        if not calls:
+            continue
         for kernels, results in _results(op, calls):
             for call, result in zip(calls, results):
                 exact = call.exact()
@@ -37,7 +48,29 @@ def run(op: str) -> Report:
                     known = worst.get(row.path)
                     if known is None or _excess(row) > _excess(known):
                         worst[row.path] = row
+    if not worst:
+        raise NotApplicable(f"torch has no {op} in {here().dtype} on {here().device}")
     return Report([worst[path] for path in sorted(worst)])
+
+
+def _there(call, place: Place):
+    """A call with its tensors at a place; None where torch itself cannot make it there."""
+    from tests.lowering import harness
+
+    def moved(value):
+        if isinstance(value, torch.device):
+            return torch.device(place.device)
+        return harness.Weight(place.moved(value.tensor)) if isinstance(value, harness.Weight) else place.moved(value)
+
+    kinds = (torch.Tensor, harness.Weight, torch.dtype, torch.device)
+    args, kwargs = tree_map_only(kinds, moved, (call.args, call.kwargs))
+    # Factories make their tensors there.
+    if any(a.name == "device" and a.kwarg_only for a in getattr(call.target, "_schema", _NO_SCHEMA).arguments):
+        kwargs.setdefault("device", torch.device(place.device))
+    try:
+        return harness.Case(call.op, args, kwargs, place.torch_dtype)
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor) -> Component:
@@ -54,8 +87,9 @@ def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.
     finite = by_torch.isfinite()
     if not torch.equal(result[~finite].nan_to_num(12.0), by_torch[~finite].nan_to_num(12.0)):
         return Component(path, Error(0.0, 0.0), Error(float("inf"), float("inf")))
+    factor = HALF_FACTOR if by_torch.dtype == here().torch_dtype != torch.float32 else FACTOR
     errors = [_distance(t[finite], exact[finite]) for t in (by_torch, result)]
-    return Component(path, *errors, FACTOR, FLOORS.get(by_torch.dtype, FLOOR))
+    return Component(path, *errors, factor, FLOORS.get(by_torch.dtype, FLOOR))
 
 
 def _distance(result: torch.Tensor, reference: torch.Tensor) -> Error:
@@ -79,6 +113,11 @@ def _results(op: str, calls: list):
 
     if judged.name() != "oneflow":
         yield judged.name(), _by_backend(calls)
+        return
+    if here().elsewhere:
+        device = Plain("cpu") if here().replay else device_for(calls[0].expected[0].device)
+        yield "(op)", harness.run(calls, device=device)
+        yield "(passes)", harness.run(calls, native=True, device=device)
         return
     yield "(OneFlow)", harness.run(calls)
     if not loader.refusal() and kernels.find(op)[0] is not None:

@@ -12,18 +12,24 @@ from rich.console import Console
 
 from diffusers_oneflow.kernels import loader
 
-from . import baseline, coverage, results
+from . import baseline, coverage, place, results
 from .registry import CASES, LEVELS
 from .results import Result
 
 
 def environment() -> dict[str, str]:
     """What a reader needs to know of this machine."""
+    here = place.here()
+    where = {} if here.is_usual else {"place": here.name, "device": _device_name(here.device), "dtype": here.dtype}
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        **where, "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "machine": platform.machine(), "instructions": loader.instruction_set() or "plain",
         "threads": str(torch.get_num_threads()),
     }  # fmt: skip
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
 
 
 @dataclass
@@ -31,6 +37,7 @@ class Run:
     """The results of one run beside the baseline.
 
     Attributes:
+        results: of the cases that were judged; what did not apply there is in `not_applicable`, with the reason.
         rows: the baseline.
         vanished: cases of the baseline that exist no more.
         missing: cases that were to run, of which the given results say nothing.
@@ -47,6 +54,9 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        self.all_results = self.results
+        self.results = [r for r in self.all_results if not r.not_applicable]
+        self.not_applicable = {r.name: r.not_applicable for r in self.all_results if r.not_applicable}
         self.known = baseline.known_failures(self.results, self.rows)
         self.regressions = baseline.regressions(self.results, self.rows)
 
@@ -82,6 +92,8 @@ class Run:
         if pipelines := self.of("pipelines"):
             on = sum(r.main_on_backend and bool(r.components) for r in pipelines)
             said["main models"] = f"on {self.title} in {on} of {len(pipelines)} pipelines ({on / len(pipelines):.0%})"
+        if self.not_applicable:
+            said["not applicable"] = f"{len(self.not_applicable)} cases"
         said["not covered"] = f"{len(self.not_covered)} pipeline classes of diffusers {diffusers.__version__}"
         return said
 
@@ -95,6 +107,7 @@ class Run:
                             ("passed, but not in the baseline", self.better)):  # fmt: skip
             said += [f"{name}: {', '.join(names)}"] if names else []
         said += [f"{name}, worse than the baseline: {s}" for name, worse in self.regressions.items() for s in worse]
+        said += [f"{name} does not apply here: {reason}" for name, reason in self.not_applicable.items()]
         for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -105,7 +118,7 @@ def write_json(run: Run, path: Path):
         "backend": run.backend, "environment": run.environment, "failed": run.failed, "known": sorted(run.known),
         "regressions": run.regressions, "vanished": run.vanished, "missing": run.missing, "not_covered": run.not_covered,
     }  # fmt: skip
-    results.write(path, run.results, about)
+    results.write(path, run.all_results, about)
 
 
 def write_junit(run: Run, path: Path):
@@ -124,6 +137,8 @@ def write_junit(run: Run, path: Path):
         message = "\n".join([*run.regressions.get(r.name, ()), *r.failures])
         kind = {"passed": "", "known failure": "skipped"}.get(verdict, "failure")
         test(r.name, r.level, r.seconds, kind, f"{verdict}: {message}")
+    for name, reason in run.not_applicable.items():
+        test(name, CASES[name].level, 0.0, "skipped", reason)
     for name in run.missing:
         test(name, CASES[name].level, 0.0, "failure", "none of the given results has it")
     for name in run.vanished:

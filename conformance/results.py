@@ -22,6 +22,7 @@ class Result:
         components: path, errors of torch and `ours` (rms, maximum; relative to the output), the factor and floor, passed.
         levels: largest difference between the final images, of 255.
         fallbacks: component -> why it ran in torch.
+        not_applicable: why the case means nothing where it ran; empty for one that was judged.
         seconds: processor time of all threads, so that a process that is stopped meanwhile costs nothing.
         pictures: ``torch``, ``ours`` and ``difference`` as data URIs.
     """
@@ -34,13 +35,14 @@ class Result:
     components: list[dict] = field(default_factory=list)
     levels: int | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
+    not_applicable: str = ""
     seconds: float = 0.0
     pictures: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Nothing is wrong."""
-        return not self.failures
+        """It was judged, and nothing is wrong."""
+        return not self.failures and not self.not_applicable
 
     @property
     def main_on_backend(self) -> bool:
@@ -68,8 +70,13 @@ def of_report(case: Case, report: Report, seconds: float) -> Result:
     drawn = pictures.of(*report.drawn) if report.drawn is not None else {}
     return Result(
         case.name, case.about, case.level, case.pipeline, plain["failures"], plain["components"], plain["levels"],
-        plain["fallbacks"], seconds, drawn,
+        plain["fallbacks"], "", seconds, drawn,
     )  # fmt: skip
+
+
+def of_reason(case: Case, reason: str, seconds: float) -> Result:
+    """The result of a case that does not apply where it was to run."""
+    return Result(case.name, case.about, case.level, case.pipeline, not_applicable=reason, seconds=seconds)
 
 
 def of_error(case: Case, message: str, seconds: float) -> Result:

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from diffusers_oneflow import judged
 
+from . import place
+from .place import NotApplicable
 from .registry import CASES, Case
-from .results import Result, of_error, of_report
+from .results import Result, of_error, of_reason, of_report
 
 # A worker that has grown beyond this, in bytes, is replaced: OneFlow keeps a little of every graph.
 _LARGE = 3 << 30
@@ -30,6 +32,9 @@ def run(case: Case, console: Console) -> Result:
             console.print(sentence, markup=False, highlight=False)
         result = of_report(case, report, time.process_time() - start)
         del report
+    except NotApplicable as reason:
+        console.print(f"{case.name} does not apply here: {reason}", markup=False, highlight=False)
+        result = of_reason(case, str(reason), time.process_time() - start)
     except Exception as error:  # one broken case must not hide the others
         message = f"{type(error).__name__}: {error}"
         console.print(f"{case.name}: {message}", markup=False, highlight=False)
@@ -66,7 +71,7 @@ class Worker:
 
     def __init__(self):
         mine, theirs = os.pipe()
-        command = [sys.executable, "-m", f"{__package__}.runner", str(theirs), judged.name()]
+        command = [sys.executable, "-m", f"{__package__}.runner", str(theirs), judged.name(), *place.here().arguments()]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
         os.close(theirs)
         self._answers = os.fdopen(mine)
@@ -94,12 +99,12 @@ class Worker:
         self._answers.close()
 
 
-def serve(answers, backend: str):
+def serve(answers, backend: str, where: place.Place):
     """What a worker does: names of cases come in on stdin, results go out as lines of JSON."""
     import psutil
 
     console = Console()
-    with judged.judging(backend):
+    with place.running(where, backend):
         for line in sys.stdin:
             result = run(CASES[line.strip()], console)
             row = {k: v for k, v in result.as_dict().items() if k != "passed"}
@@ -111,4 +116,4 @@ if __name__ == "__main__":
     from . import cases  # noqa: F401
     from .runner import serve as _serve  # this module under its own name, as everything else knows it
 
-    _serve(os.fdopen(int(sys.argv[1]), "w"), sys.argv[2])
+    _serve(os.fdopen(int(sys.argv[1]), "w"), sys.argv[2], place.parse(*sys.argv[3:]))

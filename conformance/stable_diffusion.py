@@ -118,7 +118,7 @@ def _other_weights(pipe):
     generator = torch.Generator().manual_seed(1)
     for name, parameter in pipe.unet.named_parameters():
         if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator)
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 ENTRIES = [

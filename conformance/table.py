@@ -12,6 +12,7 @@ import torch
 from diffusers_oneflow import parity
 from diffusers_oneflow.backend import models
 
+from . import place
 from .registry import Case, add
 
 STEPS = 2
@@ -54,7 +55,7 @@ class Entry:
         return f"{self.pipeline}-{self.variant}" if self.variant else self.pipeline
 
     def make(self):
-        """The pipeline, on torch in float32."""
+        """The pipeline, on torch, where cases run."""
         torch.manual_seed(0)
         parts = self.parts()
         for part in parts.values():
@@ -64,16 +65,22 @@ class Entry:
         pipe.set_progress_bar_config(disable=True)
         if self.prepare is not None:
             self.prepare(pipe)
-        return pipe
+        return place.here().move_pipeline(pipe)
 
     def run(self) -> parity.Report:
         """Compare the pipeline on the judged backend with torch.
 
         Raises:
             ValueError: a component did not run at all, or did though it is called idle.
+            NotApplicable: torch itself cannot run the pipeline on this device, in this dtype.
         """
         pipe = self.make()
-        report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
+        try:
+            report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
+        except parity.TorchFails as error:
+            if place.here().is_usual:
+                raise
+            raise place.NotApplicable(str(error)) from error
         ran = {c.path for c in report.components}
         if wrong := set(self.idle) - (set(models(pipe)) - ran):
             raise ValueError(f"called idle, but it ran or does not exist: {', '.join(sorted(wrong))}")
@@ -85,11 +92,12 @@ class Entry:
         """Run `pipe` from the same noise as ever: uint8, images (n, h, w, 3) or of the result's own shape."""
         torch.manual_seed(0)
         np.random.seed(0)
-        inputs = self.inputs() if callable(self.inputs) else dict(self.inputs)
+        inputs = place.here().inputs(pipe, self.inputs() if callable(self.inputs) else dict(self.inputs))
         torch.manual_seed(0)
         added = {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
         known = inspect.signature(pipe.__call__).parameters
-        made = pipe(**{**{k: v for k, v in added.items() if k in known}, **inputs})
+        with place.noise():
+            made = pipe(**{**{k: v for k, v in added.items() if k in known}, **inputs})
         made = made[0] if isinstance(made, (tuple, list, diffusers.utils.BaseOutput)) else made
         return levels(made, self.values)
 
@@ -98,7 +106,7 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
     """Images, frames, waves or latents as uint8; what lies outside of `values` is clipped."""
     if isinstance(made, (list, tuple)):
         return np.stack([levels(m, values) for m in made])
-    made = made.detach().float().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
+    made = made.detach().float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
     if made.dtype == np.uint8:
         return made
     if not np.isfinite(made).all():

@@ -1,13 +1,15 @@
 """Components alone: the small models of the lowerings' tests, and the T5 encoder of the pipelines."""
 
 import functools
+from dataclasses import replace
 
 import torch
 
 from diffusers_oneflow import engine, signature
-from diffusers_oneflow.parity import Component, Report, component
+from diffusers_oneflow.parity import Component, Report
 
 from . import build
+from .place import NotApplicable, Place, here
 from .registry import Case, add, case
 
 # Those that are judged in bfloat16 as well: of each kind of layer one.
@@ -20,13 +22,27 @@ def _more_texts(t: torch.Tensor) -> torch.Tensor:
     return more if t.dtype == torch.bool else more.flatten()[torch.randperm(more.numel())].view_as(more)
 
 
+def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
+    """Compare a module and its inputs where cases run, in the dtype of that place."""
+    return _component(module, args, kwargs, path, here())
+
+
 def bfloat16(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
-    """Compare a module and its inputs, cast to bfloat16."""
+    """The same in bfloat16.
+
+    Raises:
+        NotApplicable: the place has a half type, in which these modules are compared under their own names.
+    """
+    if here().dtype != "float32":
+        raise NotApplicable(f"compared in {here().dtype} by the case without bf16 in its name")
+    return _component(module, args, kwargs, path, replace(here(), dtype="bfloat16"))
+
+
+def _component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str, place: Place) -> Component:
     flat = signature.flatten((args, kwargs))
-    cast = [t.to(torch.bfloat16) if t.is_floating_point() else t for t in flat.tensors]
-    if not any(t.is_floating_point() for t in flat.tensors):
-        cast = [_more_texts(t) for t in cast]
-    return component(module.to(torch.bfloat16), *signature.rebuild(flat.spec, cast), path)
+    if place.dtype != "float32" and not any(t.is_floating_point() for t in flat.tensors):
+        args, kwargs = signature.rebuild(flat.spec, [_more_texts(t) for t in flat.tensors])
+    return place.component(module, args, kwargs, path)
 
 
 @case("t5", level="models")

@@ -17,7 +17,9 @@ class OneFlowConfig:
         max_graphs: compiled graphs kept per model; the least recently used one is dropped beyond that.
         max_bytes: of memory for compiled graphs, those of all attached models together: their activations, which share one
             arena, and what each one takes itself; some 100 MB for a UNet of 860 M parameters. Beyond it the least recently used
-            ones are dropped, of whatever model; the newest stays. Weights, shared or packed, do not count.
+            ones are dropped, of whatever model; the newest stays. Weights, shared or packed, do not count. On a GPU each graph
+            has activations of its own, and all of them may take a quarter of its memory in any case; where memory is short for
+            a new one, all others go.
         kernels: ``"native"`` uses this package's kernel pack where it can be used (`doctor` says whether), and OneFlow's
             own kernels for the rest; ``"oneflow"`` uses OneFlow's own alone.
         weights: ``"packed"`` keeps a second copy of the weights of convolutions and linear layers, laid out as the

@@ -338,7 +338,13 @@ class Dispatcher:
 
         constants = {name: constant.to(structure.device) for name, constant in program.constants.items()}
         weights = {name: structure.weights[q].detach() for name, q in program.weights.items()} | constants
-        return ReplayGraph(program, weights, tensors, devices.device_for(structure.device), stage), []
+        make = functools.partial(ReplayGraph, program, weights, tensors, devices.device_for(structure.device), stage)
+        try:
+            return make(), []
+        except torch.OutOfMemoryError:
+            if not budget.make_room(structure.device):
+                raise
+        return make(), []
 
     def _capture(self, module: torch.nn.Module, call: Call, opened: Open, known: list[Program]) -> Program:
         from . import lowering

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from . import budget, hoisting, signature
 from .calls import Open
 from .graph import CompiledGraph
@@ -27,8 +29,13 @@ class Entry:
     used: int = 0
 
     @property
+    def device(self) -> torch.device:
+        """Where its activations are."""
+        return self.graph.device
+
+    @property
     def bytes(self) -> int:
-        """What it takes beside the arena that all graphs share, about."""
+        """What it takes beside the arena that all graphs on the CPU share, about."""
         graphs = [self.graph, *(part.graph for part in self.hoisted)]
         ops = sum(sum(counts.values()) for g in graphs for counts in g.kernels.values())
         kept = sum(part.kept_bytes for part in self.hoisted)  # shared ones count for each, which is too much, not too little

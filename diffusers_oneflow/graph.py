@@ -85,6 +85,8 @@ class CompiledGraph:
         Unsupported: an op or a dtype that has no lowering; the message has op, module path and source line.
     """
 
+    device = torch.device("cpu")
+
     def __init__(
         self,
         program: Program,

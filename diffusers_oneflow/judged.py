@@ -21,7 +21,8 @@ from . import plugin
 from .config import OneFlowConfig
 
 _NAME = contextvars.ContextVar("judged backend", default="oneflow")
-_CONFIGS = {"oneflow": OneFlowConfig(progress=False)}
+_QUIET = OneFlowConfig(progress=False)
+_CONFIG = contextvars.ContextVar("OneFlow's options", default=_QUIET)
 
 
 def name() -> str:
@@ -30,23 +31,27 @@ def name() -> str:
 
 
 @contextlib.contextmanager
-def judging(backend: str) -> Iterator[None]:
+def judging(backend: str, config: OneFlowConfig | None = None) -> Iterator[None]:
     """Judge `backend` meanwhile.
+
+    Args:
+        config: options for OneFlow; those of an outer `judging` stay by default.
 
     Raises:
         ValueError: no package offers it.
     """
     plugin.find(backend)
-    token = _NAME.set(backend)
+    token, options = _NAME.set(backend), _CONFIG.set(config or _CONFIG.get())
     try:
         yield
     finally:
         _NAME.reset(token)
+        _CONFIG.reset(options)
 
 
 def attach(pipe: DiffusionPipeline) -> None:
     """Let `pipe` run on the judged backend; what it raises goes through."""
-    pipe.to(backend=name(), backend_config=_CONFIGS.get(name()))
+    pipe.to(backend=name(), backend_config=_CONFIG.get() if name() == "oneflow" else None)
 
 
 def detach(pipe: DiffusionPipeline) -> None:

@@ -127,6 +127,13 @@ def minimum(self: flow.Tensor, other: Operand) -> flow.Tensor:
     return arithmetic(_propagating(_C.minimum), self, other) if both is None else both
 
 
+@lowering("aten.clamp.Tensor")
+def clamp(self: flow.Tensor, min: flow.Tensor | None = None, max: flow.Tensor | None = None) -> flow.Tensor:
+    """Between two tensors; where they cross, `max` counts."""
+    made = self if min is None else maximum(self, min)
+    return made if max is None else minimum(made, max)
+
+
 def _propagating(function: Callable[..., flow.Tensor]) -> Callable[..., flow.Tensor]:
     """`function`, with NaN wherever an operand is: OneFlow minds one of them only."""
 

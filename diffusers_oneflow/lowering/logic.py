@@ -53,6 +53,14 @@ for _name, _function in _LOGIC.items():
     _logical(_name, _function)
 
 
+@lowering("aten.isinf.default")
+def isinf(self: flow.Tensor) -> flow.Tensor:
+    """Where a number is infinite; integers never are."""
+    if not torch_dtype(self).is_floating_point:
+        return _C.not_equal(self, self) if torch_dtype(self) != torch.bool else _C.logical_xor(self, self)
+    return _C.broadcast_equal(_C.abs(self), float("inf"))
+
+
 def chosen(condition: flow.Tensor, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
     """`a` where the bool `condition` holds and `b` elsewhere; tensors of one dtype that broadcast."""
     # OneFlow ends the process unless all have the same number of dimensions.

@@ -26,6 +26,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """`x` as torch's kernels for the CPU want it: those for channels last add up in another order, and lose a digit."""
+    return x.contiguous() if x.device.type == "cpu" else x
+
+
 @custom_op("oneflow.conv2d.default")
 def conv2d(
     x: torch.Tensor,
@@ -43,7 +48,7 @@ def conv2d(
     A filter of videos (oc, c', kt, kh, kw) is taken for one of images with c' * kt = c / groups.
     """
     weight = weight.flatten(1, -3)
-    made = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    made = F.conv2d(_dense(x.permute(0, 3, 1, 2)), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
     return ACTIVATIONS[act](made if residual is None else made + residual)
 
 
@@ -81,7 +86,7 @@ def group_norm(
 ) -> torch.Tensor:
     """Group norm and an activation; the channels are x's last dimension, or its second."""
     moved = x.movedim(-1, 1) if channels_last else x
-    made = ACTIVATIONS[act](F.group_norm(moved, groups, weight, bias, eps))
+    made = ACTIVATIONS[act](F.group_norm(_dense(moved), groups, weight, bias, eps))
     return made.movedim(1, -1) if channels_last else made
 
 

@@ -33,7 +33,7 @@ class ReplayGraph:
         stage: called with ("lowering" | "compiling", fraction done).
 
     Attributes:
-        memory, seconds, kernels, places: as those of `CompiledGraph`.
+        device, memory, seconds, kernels, places: as those of `CompiledGraph`.
 
     Raises:
         Unsupported: an op that has no lowering.
@@ -46,7 +46,7 @@ class ReplayGraph:
         self, program: Program, weights: dict[str, torch.Tensor], examples: list[torch.Tensor], device: Device,
         stage: Stage = lambda name, done: None,
     ) -> None:  # fmt: skip
-        self._device, self._program = device, program
+        self._device, self._program, self.device = device, program, device.torch
         examples = list(map(real, examples))
         self._positions = [i for i, name in enumerate(program.inputs) if is_read(program, name)]
         # Not tensors of inference mode, which could not be written to outside it.

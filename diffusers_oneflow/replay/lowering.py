@@ -88,6 +88,9 @@ class Lowered:
         args: Any = torch.fx.map_arg(node.args, env.__getitem__)
         kwargs: Any = torch.fx.map_arg(node.kwargs, env.__getitem__)
         target: Any = node.target
+        # All of a graph is on one device: what the module's code makes on the CPU, or takes there, as well.
+        args = tuple(self.device.torch if isinstance(a, torch.device) else a for a in args)
+        kwargs = {k: self.device.torch if isinstance(v, torch.device) else v for k, v in kwargs.items() if k != "pin_memory"}
         if is_bookkeeping(node):
             return args[0][args[1]] if "getitem" in name else None
         if name in _SAME:

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffusers_oneflow import engine, interop, kernels
+from diffusers_oneflow import engine, interop, kernels, passes
 from diffusers_oneflow.capture import Program
 from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.graph import CompiledGraph
 from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.kernels.weights import WeightStore
 from diffusers_oneflow.passes.quick_gelu import quick_gelu
+from diffusers_oneflow.replay.devices import Device
+from diffusers_oneflow.replay.graph import ReplayGraph
 
 # The ops that tests are parametrised with, and the tests of each.
 covered: set[str] = set()
@@ -110,17 +112,22 @@ class Weight:
 
 
 class Case:
-    """One call of an op; tensors among its arguments, also in lists, are inputs of the graph, or weights."""
+    """One call of an op; tensors among its arguments, also in lists, are inputs of the graph, or weights.
 
-    def __init__(self, op: str, args: tuple, kwargs: dict):
-        self.op, self.args, self.kwargs = op, args, kwargs
+    Args:
+        narrow: the dtype that is judged by float64.
+    """
+
+    def __init__(self, op: str, args: tuple, kwargs: dict, narrow: torch.dtype = torch.float32):
+        self.op, self.args, self.kwargs, self._narrow = op, args, kwargs, narrow
         args, kwargs = tree_map_only(Weight, lambda w: w.tensor, (args, kwargs))
         self.made = _target(op)(*args, **kwargs)
         self.expected = [self.made] if isinstance(self.made, torch.Tensor) else list(self.made)
 
     def exact(self) -> list[torch.Tensor]:
         """The outputs computed in float64."""
-        args, kwargs = tree_map_only((torch.Tensor, Weight, torch.dtype), _widened, (self.args, self.kwargs))
+        widened = functools.partial(_widened, narrow=self._narrow)
+        args, kwargs = tree_map_only((torch.Tensor, Weight, torch.dtype), widened, (self.args, self.kwargs))
         with _default_dtype(torch.float64):
             made = _target(self.op)(*args, **kwargs)
         return [made] if isinstance(made, torch.Tensor) else list(made)
@@ -140,11 +147,12 @@ class Case:
             raise AssertionError(f"{self.op}{shown[0]} {shown[1] or ''}: {type(error).__name__}: {error}") from error
 
 
-def run(cases: list[Case], native: bool = False) -> list[list[torch.Tensor]]:
+def run(cases: list[Case], native: bool = False, device: Device | None = None) -> list[list[torch.Tensor]]:
     """What OneFlow gives for each case, from one graph; also that it leaves its inputs alone and repeats itself.
 
     Args:
         native: with the kernel pack, where it has a kernel.
+        device: where the cases' tensors are; the graph is replayed there, with `native` after the passes for the pack.
 
     Raises:
         Unsupported: a lowering refuses its case.
@@ -153,7 +161,7 @@ def run(cases: list[Case], native: bool = False) -> list[list[torch.Tensor]]:
     builder = _Builder(cases)
     tensors = list(builder.inputs.values())
     before = list(map(_bits, tensors))
-    graph = builder.compiled(native)
+    graph = builder.compiled(native) if device is None else builder.replayed(native, device)
     try:
         first, second = graph(tensors), graph(tensors)
     finally:
@@ -173,7 +181,7 @@ class _Builder:
         self.weights: dict[str, torch.Tensor] = {}
         arguments = [tree_map_only((torch.Tensor, Weight), self._placeholder, (c.args, c.kwargs)) for c in cases]
         # A graph has to have an input that is used: ops that make tensors from nothing get one beside them.
-        spare = self._placeholder(torch.ones(1))
+        spare = self._placeholder(torch.ones(1, device=cases[0].expected[0].device))
         self.outputs: list[torch.fx.Node] = []
         for case, (args, kwargs) in zip(cases, arguments):
             call = self._call(_target(case.op), args, kwargs, case.made)
@@ -197,8 +205,19 @@ class _Builder:
         node.meta["val"] = made
         return node
 
+    def _program(self) -> Program:
+        return Program(self.graph, list(self.inputs), {n: n for n in self.weights}, {}, self.outputs, None)
+
+    def replayed(self, native: bool, device: Device) -> ReplayGraph:
+        program = self._program()
+        if native:
+            passes.run(program, native=True)
+        constants = {name: constant.to(device.torch) for name, constant in program.constants.items()}
+        weights = {name: self.weights[name] for name in program.weights}
+        return ReplayGraph(program, weights | constants, list(self.inputs.values()), device)
+
     def compiled(self, native: bool) -> CompiledGraph:
-        program = Program(self.graph, list(self.inputs), {n: n for n in self.weights}, {}, self.outputs, None)
+        program = self._program()
         store = WeightStore("shared") if native else None
         bound = {}
         for name, tensor in self.weights.items():
@@ -254,17 +273,17 @@ def _default_dtype(dtype: torch.dtype):
         torch.set_default_dtype(before)
 
 
-def _widened(value):
-    """A float32 tensor, or that dtype as an argument, in float64."""
+def _widened(value, narrow: torch.dtype):
+    """A tensor of the dtype `narrow`, or that dtype as an argument, in float64; of float32, too."""
     if isinstance(value, torch.dtype):
-        return torch.float64 if value == torch.float32 else value
+        return torch.float64 if value in (narrow, torch.float32) else value
     tensor = value.tensor if isinstance(value, Weight) else value
-    return tensor.double() if tensor.dtype == torch.float32 else tensor
+    return tensor.double() if tensor.dtype in (narrow, torch.float32) else tensor
 
 
 def _bits(tensor: torch.Tensor) -> bytes:
     """The tensor's bytes: NaN equals NaN, and -0.0 is not 0.0."""
-    return tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy().tobytes()
+    return tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).cpu().numpy().tobytes()
 
 
 def _shown(value) -> str:

@@ -100,6 +100,15 @@ def test_division_by_zero(op):
     check(op, torch.tensor([1, -1, 0]), 0)
 
 
+@for_ops("clamp.Tensor")
+@given(ab=operands(dtype=NUMBER), both=st.booleans())
+def test_clamp_between_tensors(op, ab, both):
+    check(op, *ab)
+    check(op, ab[0], None, ab[1])
+    check(op, ab[0], ab[1], ab[1] + 1 if both else ab[1] - 1)
+    check(op, ab[0], -torch.tensor(0.5), torch.tensor(0.5))
+
+
 @for_ops("maximum", "minimum")
 def test_nan_wins(op):
     nan = float("nan")

@@ -30,6 +30,15 @@ def test_logic(op, ab):
     check(op, *ab)
 
 
+@for_ops("isinf")
+@given(x=tensors(dtype=ANY))
+def test_infinities(op, x):
+    check(op, x)
+    if x.dtype.is_floating_point and x.numel() > 1:
+        check(op, x.where(x > 0, torch.inf))
+        check(op, x.where(x > 0, -torch.inf).where(x != x.max(), NAN))
+
+
 @for_ops("bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor")
 @given(ab=operands(dtype=BOOL))
 def test_bitwise_logic(op, ab):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_oneflow import OneFlowConfig, capture, dispatch, lowering, passes, signature
+import diffusers_oneflow
+from diffusers_oneflow import OneFlowConfig, budget, capture, dispatch, lowering, passes, signature
 from diffusers_oneflow.backend import attach, dispatcher_of
 from diffusers_oneflow.capture import as_it_is
 from diffusers_oneflow.errors import Unsupported
@@ -237,3 +238,43 @@ def test_a_module_runs_through_its_dispatcher(block, monkeypatch):
         from diffusers_oneflow.backend import detach
 
         detach(block)
+
+
+def test_where_memory_is_short_all_other_graphs_go(block, monkeypatch):
+    class Short(OnPlain):
+        full = True
+
+        def capture(self, run):
+            if self.full and self.captured:
+                self.full = False
+                raise torch.OutOfMemoryError("planted")
+            return super().capture(run)
+
+    device = Short()
+    monkeypatch.setattr(devices, "device_for", lambda where: device)
+    monkeypatch.setattr(dispatch.Dispatcher, "_compile", dispatch.Dispatcher._compile_elsewhere)
+    monkeypatch.setattr(budget, "_owners", type(budget._owners)())
+    module = diffusers_oneflow.compile(nn.Conv2d(3, 4, 3).eval(), OneFlowConfig(fallback="error", cache=None))
+    with torch.no_grad():
+        for size in (8, 10):
+            x = torch.randn(1, 3, size, size)
+            torch.testing.assert_close(module(x), module._call_impl(x))
+    assert [e.shapes for e in dispatcher_of(module).entries] == [["(1, 3, 10, 10) float32"]]
+
+
+def test_what_names_another_device_is_on_the_graphs(block):
+    class Moves(nn.Module):
+        def forward(self, x):
+            return x.to("cpu", torch.float64) + x + x.new_full((3,), 2.0) * x.new_full((3,), 2.0, device="cpu").exp()
+
+    made = program_of(Moves(), torch.randn(3))
+    there = torch.device("meta")  # torch would have nothing to add
+    named = 0
+    for node in made.graph.nodes:
+        args = tuple(there if isinstance(a, torch.device) else a for a in node.args)
+        kwargs = {k: there if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
+        named += (args, kwargs) != (node.args, node.kwargs)
+        node.args, node.kwargs = args, kwargs
+    assert named
+    graph = ReplayGraph(made, {}, [torch.randn(3)], devices.Plain("cpu"))
+    torch.testing.assert_close(graph([torch.ones(3)])[0], Moves()(torch.ones(3)))
