@@ -244,7 +244,7 @@ def test_where_memory_is_short_all_other_graphs_go(block, monkeypatch):
     class Short(OnPlain):
         full = True
 
-        def capture(self, run):
+        def capture(self, run, preparations=()):
             if self.full and self.captured:
                 self.full = False
                 raise torch.OutOfMemoryError("planted")

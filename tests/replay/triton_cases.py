@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_oneflow.passes import native_ops
-from diffusers_oneflow.replay.cuda import chains, light
+from diffusers_oneflow.replay.cuda import chains, light, norms
 from diffusers_oneflow.replay.lowering import Lowered
 from diffusers_oneflow.replay.values import Ref, meta
 
@@ -57,25 +57,42 @@ def run(lowering, shape, dtype, *args):
     return out
 
 
+def tiles_of(shape, groups):
+    """What small and large GPUs would take, a group in several steps, and several groups at once."""
+    n, positions, group = shape[0], math.prod(shape[1:-1]), shape[-1] // groups
+    two, third = min(2, groups), max(1, positions // 3)
+    return [
+        *(norms.Tiles.of(n, positions, group, groups, gpu) for gpu in (4, 132)),
+        norms.Tiles(1, light.power(group), 1, positions, 8),
+        norms.Tiles(two, light.power(two * group), -(-positions // third), third, 8),
+    ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, groups", [((2, 5, 7, 30), 3), ((1, 2, 1, 8), 8), ((2, 40, 4, 20), 4), ((3, 4, 4, 10), 1)])
-def test_group_norm(shape, groups, dtype):
-    x, w, b = (
+@pytest.mark.parametrize("which", range(4))
+def test_group_norm(shape, groups, which, dtype):
+    x, shift, w, b = (
         numbers(*shape, dtype=dtype, scale=3.0) + 10,
+        numbers(shape[0], 2 * shape[-1], dtype=dtype, seed=3)[:, 3 : 3 + shape[-1]],
         numbers(shape[-1], dtype=dtype, seed=1),
         numbers(shape[-1], dtype=dtype, seed=2),
     )
-    made = run(light.group_norm, shape, dtype, x, groups, w, b, 1e-5, "silu")
-    wide = F.silu(F.group_norm(x.double().movedim(-1, 1), groups, w.double(), b.double(), 1e-5)).movedim(1, -1)
-    close(made, wide, dtype)
+    out = torch.full_like(x, SENTINEL)
+    # Programs of the interpreter run one after the other: none may wait for others.
+    norms.GroupNorm(groups, 1e-5, "silu").run(tiles_of(shape, groups)[which], False, out, x, shift, w, b)
+    moved = x.double() + shift.double().view(shape[0], *[1] * (len(shape) - 2), -1)
+    wide = F.silu(F.group_norm(moved.movedim(-1, 1), groups, w.double(), b.double(), 1e-5)).movedim(1, -1)
+    close(out, wide, dtype)
 
 
 def test_group_norm_without_weights_far_from_zero():
     x = numbers(1, 16, 16, 12) + 1000.0
-    made = run(light.group_norm, x.shape, torch.float32, x, 3, None, None, 1e-6)
+    out = torch.empty_like(x)
+    norms.GroupNorm(3, 1e-6, "none").run(tiles_of(x.shape, 3)[3], False, out, x, None, None, None)
     expected = F.group_norm(x.double().movedim(-1, 1), 3, None, None, 1e-6).movedim(1, -1)
     # The input's own rounding is what is left.
-    assert (made.double() - expected).abs().max() < 1e-4
+    assert (out.double() - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,14 +101,14 @@ def test_group_norm_without_weights_far_from_zero():
 def test_layer_norm(columns, bias, dtype):
     x, w = numbers(7, columns, dtype=dtype), numbers(columns, dtype=dtype, seed=1)
     b = numbers(columns, dtype=dtype, seed=2) if bias else None
-    made = run(light.layer_norm, x.shape, dtype, x, [columns], w, b, 1e-5)
+    made = run(norms.layer_norm, x.shape, dtype, x, [columns], w, b, 1e-5)
     close(made, F.layer_norm(x.double(), [columns], w.double(), None if b is None else b.double(), 1e-5), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rms_norm(dtype):
     x, w = numbers(6, 33, dtype=dtype), numbers(33, dtype=dtype, seed=1)
-    made = run(light.rms_norm, x.shape, dtype, x, [33], w, 1e-6)
+    made = run(norms.rms_norm, x.shape, dtype, x, [33], w, 1e-6)
     close(made, F.rms_norm(x.double(), [33], w.double(), 1e-6), dtype)
 
 
@@ -127,7 +144,7 @@ def test_a_chain_of_operands_that_broadcast(dtype):
         ("add", 0, 1, 0.0), ("mul", 3, 2, 0.0), ("act", 4, 4, "silu"), ("add_scalar", 5, 5, 0.5), ("max_scalar", 6, 6, 0.25),
         ("div", 7, 0, 0.0), ("pow_scalar", 8, 8, 2.0),
     ]  # fmt: skip
-    run = chains.runner((2, 3, 5, 7), [a.shape, b.shape, c.shape], [a.stride(), b.stride(), c.stride()], instructions)
+    run = chains.Chain((2, 3, 5, 7), [a.shape, b.shape, c.shape], [a.stride(), b.stride(), c.stride()], instructions)
     made = torch.empty(2, 3, 5, 7, dtype=dtype)
     run(made, a, b, c)
     expected = native_ops.chain([a.double(), b.double(), c.double()], instructions, torch.float64)
@@ -138,7 +155,7 @@ def test_a_chain_of_operands_that_broadcast(dtype):
 @pytest.mark.parametrize("code, value", [("pow_scalar", 3.0), ("rsub_scalar", 1.5), ("rdiv_scalar", 2.0), ("min_scalar", 0.3)])
 def test_a_chain_with_a_number(code, value):
     x = numbers(11) + 3
-    run = chains.runner((11,), [x.shape], [x.stride()], [(code, 0, 0, value)])
+    run = chains.Chain((11,), [x.shape], [x.stride()], [(code, 0, 0, value)])
     out = torch.empty(11)
     run(out, x)
     close(out, native_ops.chain([x.double()], [(code, 0, 0, value)], torch.float64), torch.float32)
