@@ -26,7 +26,7 @@ class Device(Protocol):
     def find(self, op: str) -> Callable[..., Any] | None:
         """A lowering of its own for an op, called with (`Lowered`, node, arguments as `Ref`), or None: torch's op runs."""
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile.
 
         Args:
@@ -50,7 +50,7 @@ class Plain:
         """No kernels of its own."""
         return None
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """`run` itself."""
         return run
 
@@ -78,7 +78,7 @@ class Cuda(Plain):
 
         return cuda.TABLE.get(op)
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], None]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """Run twice, which compiles and chooses kernels, then capture. Raises `torch.OutOfMemoryError` where memory is short."""
         from .cuda import choice
 
@@ -97,10 +97,10 @@ class Cuda(Plain):
         choice.keep(self.torch.index or 0)
         return graph.replay
 
-    def _prepare(self, preparations: Sequence[Callable[[], None]]) -> None:
+    def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:
         """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""
 
-        def one(prepare: Callable[[], None]) -> None:
+        def one(prepare: Callable[[], object]) -> None:
             # What fails here fails again when it is run, and says so.
             with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
                 prepare()

@@ -62,10 +62,10 @@ class ReplayGraph:
         self._groups, self._rest = early.split(self.steps, 0 if self._positions[0] == 0 else None)
         self.plan = plan.make(self._rest, [meta(t) for t in self._inputs], made, stage)
         self.seconds = self.plan.seconds
-        self.kernels = _count(self.steps)
-        self.places = {f"step {s.number}": Place(s.op, s.kernel, s.where, _bytes(s)) for s in self.steps}
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             self._prepare(made, [examples[i] for i in self._positions])
+        self.kernels = _count(self.steps)
+        self.places = {f"step {s.number}": Place(s.op, _kernel(s), s.where, _bytes(s)) for s in self.steps}
         apart = [s.like for group in self._groups for s in group.steps] + [s.like for s in self.steps if s.own]
         owned = sum(t.nbytes for t in (*self._inputs, *self._made, *apart))
         self.memory = Memory(self.plan.bytes, self.plan.unplanned, owned + self.plan.bytes)
@@ -130,9 +130,9 @@ class ReplayGraph:
         for mine, tensor in zip(self._inputs, tensors):
             mine.copy_(tensor.detach(), non_blocking=True)
 
-    def _preparations(self) -> list[Callable[[], None]]:
+    def _preparations(self) -> list[Callable[[], object]]:
         """One for each kind of step that has something to compile."""
-        kinds: dict[object, Callable[[], None]] = {}
+        kinds: dict[object, Callable[[], object]] = {}
         for step in self.steps:
             prepare = getattr(step.run, "prepare", step.run if step.kernel.startswith("triton") else None)
             found = refs(step.args)
@@ -178,8 +178,13 @@ def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
 def _count(steps: list[Step]) -> dict[str, Counter[str]]:
     counts: dict[str, Counter[str]] = {}
     for step in steps:
-        counts.setdefault(step.op, Counter())[step.kernel] += 1
+        counts.setdefault(step.op, Counter())[_kernel(step)] += 1
     return counts
+
+
+def _kernel(step: Step) -> str:
+    """What computes it, which some know only once they have measured."""
+    return getattr(step.run, "name", "") or step.kernel
 
 
 def _bytes(step: Step) -> int:

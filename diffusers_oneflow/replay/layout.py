@@ -29,7 +29,7 @@ class Layout:
         self._filters = [p for p in filters if p.is_contiguous() and not p.is_contiguous(memory_format=_LAST)]
         for parameter in self._filters:
             parameter.data = parameter.data.contiguous(memory_format=_LAST)
-        self._joined: list[torch.nn.Parameter] = []
+        self._joined: list[torch.Tensor] = []
         for layers in _siblings(module):
             for parameters in ([layer.weight for layer in layers], [layer.bias for layer in layers]):
                 self._join([p for p in parameters if p is not None])
@@ -44,7 +44,7 @@ class Layout:
                 parameter.data = parameter.data.clone()
         self._filters, self._joined = [], []
 
-    def _join(self, parameters: list[torch.nn.Parameter]) -> None:
+    def _join(self, parameters: list[torch.Tensor]) -> None:
         if len(parameters) < 2:
             return
         block = torch.cat([p.data.flatten() for p in parameters])

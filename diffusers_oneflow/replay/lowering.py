@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 # Another shape on the same memory: the shape is that of the node's value.
 _RESHAPES = {
     "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints",
+    "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default",
 }  # fmt: skip
 _VIEWS = {
     "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default", "aten.squeeze.dim",
     "aten.squeeze.dims", "aten.expand.default", "aten.slice.Tensor", "aten.select.int", "aten.unfold.default",
-    "aten.alias.default", "aten.detach.default",
+    "aten.alias.default", "aten.detach.default", "aten.squeeze.default", "aten.narrow.default", "aten.movedim.int",
+    "aten.movedim.intlist", "aten.swapaxes.default", "aten.swapdims.default",
 }  # fmt: skip
 _PARTS = {"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int"}
 # Their results are new tensors in torch, but equal to their input: nobody writes to it.
@@ -66,7 +68,9 @@ class Lowered:
 
     def value(self, node: Any) -> Ref:
         """What a node that has been lowered gives."""
-        return self._env[node]
+        found = self._env[node]
+        assert isinstance(found, Ref)  # what is asked for is one tensor
+        return found
 
     def weight(self, node: Any) -> torch.Tensor | None:
         """The parameter or constant that a placeholder stands for, if it does."""
@@ -123,7 +127,7 @@ class Lowered:
     def step(
         self,
         node: torch.fx.Node,
-        run: Callable[..., None],
+        run: Callable[..., torch.Tensor | None],
         args: tuple[Any, ...],
         shape: Sequence[int],
         dtype: torch.dtype,

@@ -22,7 +22,7 @@ class Step:
         number: its place in order.
     """
 
-    run: Callable[..., None]
+    run: Callable[..., torch.Tensor | None]
     args: tuple[Any, ...]
     like: torch.Tensor
     op: str

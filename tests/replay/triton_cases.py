@@ -159,3 +159,64 @@ def test_a_chain_with_a_number(code, value):
     out = torch.empty(11)
     run(out, x)
     close(out, native_ops.chain([x.double()], [(code, 0, 0, value)], torch.float64), torch.float32)
+
+
+class Modern(torch.nn.Module):
+    """A step of a UNet in small: an embedded timestep, a prompt, self- and cross-attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.GroupNorm(4, 16)
+        self.time_emb_proj = torch.nn.Linear(8, 16)
+        self.attn1, self.attn2 = torch.nn.Module(), torch.nn.Module()
+        for layer, width in ((self.attn1, 16), (self.attn2, 6)):
+            layer.to_q = torch.nn.Linear(16, 16, bias=False)
+            layer.to_k, layer.to_v = (torch.nn.Linear(width, 16, bias=False) for _ in range(2))
+            layer.to_out = torch.nn.Linear(16, 16)
+        self.gate, self.down = torch.nn.Linear(16, 64), torch.nn.Linear(32, 16)
+
+    def attend(self, layer, x, other):
+        q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (layer.to_q(x), layer.to_k(other), layer.to_v(other)))
+        return layer.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)) + x
+
+    def forward(self, sample, time, prompt):
+        h = self.conv(sample) + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = F.silu(self.norm(h))
+        x = h.flatten(2).transpose(1, 2)
+        x = self.attend(self.attn2, self.attend(self.attn1, x, x), prompt)
+        a, b = self.gate(x).chunk(2, -1)
+        return (self.down(a * F.gelu(b)) + x).transpose(1, 2).unflatten(-1, h.shape[2:]) + h
+
+
+def test_a_model_by_the_lowerings_of_a_gpu(monkeypatch):
+    """All but the libraries of the GPU: their places are taken by torch's ops."""
+    from diffusers_oneflow.replay import cuda, devices
+    from diffusers_oneflow.replay.layout import Layout
+
+    from .test_graph import graph_of
+
+    class Interpreted(devices.Plain):
+        def find(self, op):
+            return cuda.TABLE.get(op)
+
+    torch.manual_seed(0)
+    module = Modern().eval().requires_grad_(False)
+    given = [numbers(2, 3, 8, 8), numbers(2, 8, seed=1), numbers(2, 5, 6, seed=2)]
+    expected = module.double()(*(t.double() for t in given))
+    stock = module.float()(*given)
+    Layout(module)
+    graph = graph_of(module, *given, device=Interpreted("cpu"))
+
+    def error(made):
+        return ((made.double() - expected).norm() / expected.norm()).item()
+
+    assert error(graph(given)[0]) <= max(1.5 * error(stock), 1e-6)
+    assert error(graph([given[0], given[1] + 1, given[2]])[0]) > 1e-3
+    kernels = {op: dict(counts) for op, counts in graph.kernels.items()}
+    # q, k and v of the first attention are one product, k and v of the second another; the norm adds the timestep.
+    assert kernels["oneflow.linear.default"]["cublasLt"] == 8
+    assert not any("unflatten" in op for op in kernels)
+    (norm,) = [step for step in graph.steps if step.op == "oneflow.group_norm.default"]
+    assert {tuple(ref.shape) for ref in norm.args[:2]} == {(2, 8, 8, 16), (2, 16)}
+    assert len(graph._groups) == 2
+    assert all(step.planned == (1,) for step in graph.steps if step.op == "oneflow.attention.default")

@@ -120,7 +120,7 @@ class Ways:
         for number in range(count if plan else 0):
             with contextlib.suppress(RuntimeError):  # it is left out when they are measured
                 planned.plan(number)
-        return [(functools.partial(run, i), f"cudnn {'fused ' if ends else ''}{i}") for i in range(count)]
+        return [(functools.partial(run, i), f"cudnn{', with its ends' if sum(more) else ''}") for i in range(count)]
 
     def _in_place(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         stride, padding, dilation = self._how

@@ -76,7 +76,8 @@ class Product:
         act: str,
     ) -> None:
         (rows, k), columns, dtype = x.shape, weight.shape[0], x.dtype
-        self._handle, self._device, self._held = _handle(x.device.index), x.device, []
+        self._handle, self._device = _handle(x.device.index), x.device
+        self._held: list[tuple[str, c_void_p]] = []
         fast = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
         self._desc = self._create("cublasLtMatmulDescCreate", c_int(_COMPUTE_TF32 if fast else _COMPUTE_32F), c_int(0))
         self._set(_TRANSA, c_int(1))

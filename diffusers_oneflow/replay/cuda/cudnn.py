@@ -72,9 +72,9 @@ class _Descriptor:
             self._set(attribute, of, values if isinstance(values, (list, tuple)) else [values])
 
     def _set(self, attribute: int, of: int, values: Sequence[Any]) -> None:
-        kind = {_BOOL: c_bool, _INT64: c_int64, _FLOAT: c_float}.get(of, c_int)
+        kind: Any = {_BOOL: c_bool, _INT64: c_int64, _FLOAT: c_float}.get(of, c_int)
         if of in (_DESC, _HANDLE, _POINTER):
-            kind, values = c_void_p, [v.pointer if isinstance(v, _Descriptor) else v for v in values]  # type: ignore[assignment]
+            kind, values = c_void_p, [v.pointer if isinstance(v, _Descriptor) else v for v in values]
         array = (kind * len(values))(*values)
         _call("cudnnBackendSetAttribute", self.pointer, c_int(attribute), c_int(of), c_int64(len(values)), array)
 

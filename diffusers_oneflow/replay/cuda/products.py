@@ -1,5 +1,6 @@
 """Lowerings on CUDA of linear layers: by cuBLASLt, which adds a bias, a residual and some activations itself."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -63,14 +64,8 @@ def multiply(
     """As `product`, for a result of `shape`."""
     x, weight = lowered.contiguous(node, x), lowered.contiguous(node, weight)
     residual = None if residual is None else lowered.contiguous(node, residual)
-    rows, k, columns = math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0]
-    how = Ways(rows, k, columns, act, gate, act_first)
-
-    def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-        flat = None if residual is None else residual.view(rows, columns)
-        how(out.view(rows, -1), x.view(rows, k), weight, bias, flat)
-
-    return lowered.step(node, run, (x, weight, bias, residual), shape, x.dtype, "cublasLt")
+    how = Ways(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], act, gate, act_first)
+    return lowered.step(node, how, (x, weight, bias, residual), shape, x.dtype, "cublasLt")
 
 
 class Ways:
@@ -87,7 +82,10 @@ class Ways:
         self.name = ""
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-        """Fill `out` (rows, columns), or (rows, columns / 2) with a gate."""
+        """Fill `out` (..., columns), or (..., columns / 2) with a gate, from x (..., k)."""
+        rows, k, _ = self._shape
+        out, x = out.view(rows, -1), x.view(rows, k)
+        residual = None if residual is None else residual.view(rows, -1)
         if self._chosen is None:
             ways = self._all(out, x, weight, bias, residual)
             key = ("product", self._shape, str(x.dtype), self._act, self._gate, self._act_first, bias is None, residual is None)
@@ -104,12 +102,10 @@ class Ways:
         wide = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if gate_act != "none" else out
         own = (bias, residual, act) if whole else (None, None, "none")
         if x.is_cuda and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
-            try:
+            with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
                 library = cublaslt.Product(wide, x, weight, *own)
-            except (RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
-                library = None
-            for number in range(len(library.algorithms) if library else 0):
-                ways.append((self._by(functools.partial(library, number), whole), f"cublasLt {number}"))  # type: ignore[arg-type]
+                for number in range(len(library.algorithms)):
+                    ways.append((self._by(functools.partial(library, number), whole), "cublasLt"))
         ways.append((self._by(_in_torch, False), "cublas"))
         return ways
 

@@ -1,0 +1,47 @@
+"""What of a graph may run beside the rest."""
+
+from diffusers_oneflow.replay import early
+from diffusers_oneflow.replay.values import Ref, Step, dense
+
+LATENTS, TIME, PROMPT = range(3)
+
+
+class Steps(list):
+    """Steps of one number each."""
+
+    def add(self, *sources, numbers=1):
+        args = tuple(Ref(s, dense((1,), dense((1,), None).dtype)) for s in sources)
+        self.append(Step(lambda out: None, args, dense((numbers,), dense((1,), None).dtype), "op", "kernel", "", len(self)))
+        return self[-1]
+
+
+def test_groups_by_what_they_need_and_the_first_to_wait_for_them():
+    steps = Steps()
+    time = steps.add(TIME)
+    start = steps.add(LATENTS)
+    embedded = steps.add(time)
+    prompt = steps.add(PROMPT)
+    both = steps.add(prompt, embedded)
+    middle = steps.add(start, embedded)
+    end = steps.add(middle, both)
+    groups, rest = early.split(steps, LATENTS)
+    assert [g.steps for g in groups] == [[time, embedded], [prompt], [both]]
+    assert rest == [start, middle, end]
+    assert [g.first_use for g in groups] == [middle.number, None, end.number]
+
+
+def test_what_would_take_much_memory_stays_and_what_reads_it():
+    steps = Steps()
+    large = steps.add(TIME, numbers=early._MOST_BYTES)
+    reader = steps.add(large, PROMPT)
+    small = steps.add(PROMPT)
+    last = steps.add(LATENTS, reader, small)
+    groups, rest = early.split(steps, LATENTS)
+    assert [g.steps for g in groups] == [[small]] and rest == [large, reader, last]
+
+
+def test_without_latents_all_stays():
+    steps = Steps()
+    steps.add(TIME)
+    assert early.split(steps, None) == ([], steps)
+    assert early.split(steps, LATENTS) == ([], steps)
