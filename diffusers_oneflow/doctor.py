@@ -75,7 +75,8 @@ def _gpu() -> Finding:
     if reason := devices.refusal(torch.device("cuda", torch.cuda.current_device()), OneFlowConfig(cuda=True)):
         return Finding("CUDA", "not usable: pipelines on CUDA run in torch", reason)
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Finding("CUDA", f"usable with OneFlowConfig(cuda=True): {names}; without it pipelines on CUDA run in torch")
+    without, kernels = "without it pipelines on CUDA run in torch", devices.libraries()
+    return Finding("CUDA", f"usable with OneFlowConfig(cuda=True): {names}; {without}; kernels by {kernels}")
 
 
 def _pack() -> Finding:

@@ -147,6 +147,23 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
     return None
 
 
+def libraries() -> str:
+    """What computes on an NVIDIA GPU here, and in whose place torch's own ops do."""
+    from .cuda import cublaslt, cudnn
+
+    found = []
+    for name, load, instead in (
+        ("cuBLASLt", cublaslt.library, "torch's products"),
+        ("cuDNN", cudnn.library, "torch's convolutions"),
+    ):
+        try:
+            load()
+            found.append(name)
+        except (OSError, TypeError):  # not there, or a torch without it
+            found.append(f"{instead} ({name} does not load)")
+    return ", ".join([*found, "torch's attention", "Triton"])
+
+
 @functools.cache
 def device_for(device: torch.device) -> Device:
     """The device that graphs for tensors on `device` are replayed on."""
