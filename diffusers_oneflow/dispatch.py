@@ -153,11 +153,6 @@ class Dispatcher:
         except signature.Unkeyable as error:
             return str(error), None, None
         structure = self._structure_now(module)
-        if self.config.cuda and structure.device.type == "cuda" and self._layout is None and not structure.refusal:
-            from .replay.layout import Layout
-
-            self._layout = Layout(module)
-            structure = self._structure_now(module)
         # Weights that are offloaded have a device that autocast does not know (meta).
         if torch.is_autocast_enabled("cuda" if structure.device.type == "cuda" else "cpu"):
             return "torch.autocast is on", None, None
@@ -169,7 +164,20 @@ class Dispatcher:
         if factor != 1 and not structure.factor_known:
             flat, factor = signature.flatten((args, kwargs), open_numbers=True), 1.0
         dtype = torch.float64 if structure.wide else torch.float32
+        if self.config.cuda and structure.device.type == "cuda" and self._layout is None:
+            structure = self._laid_out(module)
         return None, Call(flat, structure.sorted, factor, dtype), structure
+
+    def _laid_out(self, module: torch.nn.Module) -> Structure:
+        """What the module is once its parameters lie as the GPU's kernels read them."""
+        from .replay.layout import Layout
+
+        with self._lock:
+            if self._layout is None:
+                # Not tensors of inference mode, which could not be written to outside it.
+                with torch.inference_mode(False):
+                    self._layout = Layout(module)
+            return self._structure_now(module)
 
     def _structure_now(self, module: torch.nn.Module) -> Structure:
         with self._lock:
@@ -197,6 +205,7 @@ class Dispatcher:
             tuple(map(signature.kind, flat.tensors)),
             torch.get_default_dtype(),
             _attention_backend(),
+            _float32_precision(structure.device),
         )
         with self._lock:
             opened = self._open(base, call)
@@ -416,6 +425,13 @@ def _attention_backend() -> Any:
     """What diffusers computes attention with, for the whole process."""
     module = sys.modules.get("diffusers.models.attention_dispatch")
     return module._AttentionBackendRegistry._active_backend if module is not None else None
+
+
+def _float32_precision(device: torch.device) -> tuple[bool, ...]:
+    """Whether products and convolutions may round float32 there: their plans are for one answer."""
+    if device.type != "cuda":
+        return ()
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 def _forget(reference: weakref.ref[Dispatcher]) -> None:

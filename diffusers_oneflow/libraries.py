@@ -51,7 +51,19 @@ def origin(module: str | None) -> str:
     if root in _VERSIONED or root == "builtins":
         return "versioned"
     file = getattr(sys.modules.get(root), "__file__", None) or next(iter(getattr(sys.modules.get(root), "__path__", ())), "")
-    return "installed" if file.startswith(_SITE) else "user"
+    folder = os.path.dirname(file)
+    if os.path.basename(file).startswith("__init__."):
+        folder = os.path.dirname(folder)
+    return "installed" if file.startswith(_SITE) or _holds_packages(folder) else "user"
+
+
+@functools.cache
+def _holds_packages(folder: str) -> bool:
+    """Whether an installer has put packages there: `pip install --user` and ``--target`` have folders of their own."""
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder or "."))
+    except OSError:
+        return False
 
 
 def source(value: Any) -> str | None:

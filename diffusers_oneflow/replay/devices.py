@@ -82,6 +82,8 @@ class Cuda(Plain):
         """Run twice, which compiles and chooses kernels, then capture. Raises `torch.OutOfMemoryError` where memory is short."""
         from .cuda import choice
 
+        # Runs of other graphs that are still under way have the same scratch memory.
+        torch.cuda.synchronize(self.torch)
         self._prepare(preparations)
         with torch.cuda.device(self.torch):
             stream = torch.cuda.Stream()

@@ -75,7 +75,7 @@ class ReplayGraph:
         places = {step: self._place(step.like, offset) for step, offset in zip(self._rest, self.plan.offsets) if not step.own}
         self._outs = [places[s] if s in places else self._apart(s) for s in self.steps]
         self._made = [torch.empty(ref.shape, dtype=ref.dtype, device=self._device.torch) for ref in made]
-        last = _last_uses(self.steps, made)
+        last = _last_uses([s for g in self._groups for s in g.steps] + self._rest, made)
 
         def compute(step: Step) -> None:
             result = step.run(self._outs[step.number], *map_refs(step.args, self._read))
@@ -128,7 +128,8 @@ class ReplayGraph:
 
     def _enter(self, tensors: list[torch.Tensor]) -> None:
         for mine, tensor in zip(self._inputs, tensors):
-            mine.copy_(tensor.detach(), non_blocking=True)
+            # From pinned memory it would not wait, and the caller may write there again.
+            mine.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
     def _preparations(self) -> list[Callable[[], object]]:
         """One for each kind of step that has something to compile."""
@@ -165,7 +166,7 @@ class ReplayGraph:
 
 
 def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
-    """Step -> those steps with memory of their own that it is the last to read."""
+    """Step -> those steps with memory of their own that it is the last to read; `steps` in the order in which they run."""
     kept = {ref.source for ref in outputs}
     last = {r.source: step for step in steps for r in refs(step.args) if isinstance(r.source, Step) and r.source.own}
     uses: dict[Step, list[Step]] = {}

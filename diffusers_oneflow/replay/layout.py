@@ -30,9 +30,13 @@ class Layout:
         for parameter in self._filters:
             parameter.data = parameter.data.contiguous(memory_format=_LAST)
         self._joined: list[torch.Tensor] = []
-        for layers in _siblings(module):
-            for parameters in ([layer.weight for layer in layers], [layer.bias for layer in layers]):
-                self._join([p for p in parameters if p is not None])
+        try:
+            for layers in _siblings(module):
+                for parameters in ([layer.weight for layer in layers], [layer.bias for layer in layers]):
+                    self._join([p for p in parameters if p is not None])
+        except torch.OutOfMemoryError:
+            self.undo()
+            raise
 
     def undo(self) -> None:
         """As they were, those that nobody has replaced meanwhile."""

@@ -66,6 +66,11 @@ def test_cudnn_types_and_notes():
     assert {value(text, f"CUDNN_NUMERICAL_NOTE_{name}") for name in notes} == cudnn._UNWANTED_NOTES
 
 
+def test_cublaslt_alignments():
+    text = cublas_header("cublasLt.h")
+    assert tuple(value(text, f"CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{m}_BYTES") for m in "ABCD") == cublaslt._ALIGNMENTS
+
+
 @pytest.mark.parametrize("name", CUBLASLT)
 def test_cublaslt(name):
     assert getattr(cublaslt, name) == value(cublas_header("cublasLt.h"), CUBLASLT[name])

@@ -45,3 +45,19 @@ def test_without_latents_all_stays():
     steps.add(TIME)
     assert early.split(steps, None) == ([], steps)
     assert early.split(steps, LATENTS) == ([], steps)
+
+
+def test_what_brings_its_own_memory_is_kept_until_both_branches_have_read_it():
+    from diffusers_oneflow.replay.graph import _last_uses
+
+    steps = Steps()
+    start = steps.add(LATENTS)
+    own = steps.add(PROMPT)
+    own.own = True
+    first = steps.add(start, own)
+    aside = steps.add(own)
+    end = steps.add(first, aside)
+    groups, rest = early.split(steps, LATENTS)
+    order = [s for g in groups for s in g.steps] + rest
+    assert _last_uses(order, []) == {first: [own]} and order.index(aside) < order.index(first)
+    assert _last_uses(order, [Ref(own, own.like)]) == {} and rest[-1] is end

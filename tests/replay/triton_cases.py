@@ -161,6 +161,15 @@ def test_a_chain_with_a_number(code, value):
     close(out, native_ops.chain([x.double()], [(code, 0, 0, value)], torch.float64), torch.float32)
 
 
+def test_what_is_not_a_number_stays_so():
+    x = torch.tensor([float("nan"), -1.0, 2.0])
+    for code in ("max_scalar", "min_scalar"):
+        instructions = [(code, 0, 0, 0.5), ("act", 1, 1, "relu")]
+        out = torch.empty(3)
+        chains.Chain((3,), [x.shape], [x.stride()], instructions)(out, x)
+        torch.testing.assert_close(out, native_ops.chain([x], instructions, torch.float32), equal_nan=True)
+
+
 class Modern(torch.nn.Module):
     """A step of a UNet in small: an embedded timestep, a prompt, self- and cross-attention."""
 

@@ -47,4 +47,4 @@ class Ways:
         q, k, v = (t.unflatten(-1, (self._heads, -1)).transpose(1, 2) for t in (q, k, v))
         with sdpa_kernel(backend):
             made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)
-        return made.transpose(1, 2).flatten(2)
+        return made.transpose(1, 2).flatten(2).contiguous()

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 Instructions = Sequence[tuple[str, int, int, Any]]
 Sizes = Sequence[int]
 
-_BINARY = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": "tl.maximum({0}, {1})",
-           "min": "tl.minimum({0}, {1})"}  # fmt: skip
+# As torch's: what is not a number stays so.
+_MAX, _MIN = (f"tl.{name}({{0}}, {{1}}, propagate_nan=tl.PropagateNan.ALL)" for name in ("maximum", "minimum"))
+_BINARY = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "max": _MAX, "min": _MIN}  # fmt: skip
 _SCALAR = {
     "add_scalar": "{0} + {1}", "mul_scalar": "{0} * {1}", "rsub_scalar": "{1} - {0}", "rdiv_scalar": "{1} / {0}",
-    "max_scalar": "tl.maximum({0}, {1})", "min_scalar": "tl.minimum({0}, {1})", 
+    "max_scalar": _MAX, "min_scalar": _MIN, 
 }  # fmt: skip
 _UNARY = {
     "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "rsqrt": "1.0 / tl.sqrt({0})", "sin": "tl.sin({0})",
@@ -38,6 +40,7 @@ def kernel(out, {operands}, size, BLOCK: tl.constexpr):
     inside = at < size
 """
 _BLOCK = 1024
+_LOCK = threading.Lock()
 
 
 # Powers that are products: others take torch's own, whose rules for negative numbers are the ones wanted.
@@ -125,9 +128,14 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="diffusers_oneflow-"))
 
 
-@functools.cache
 def _compiled(source: str) -> Any:
     """Triton reads the source of a kernel from a file."""
+    with _LOCK:
+        return _loaded(source)
+
+
+@functools.cache
+def _loaded(source: str) -> Any:
     name = f"diffusers_oneflow_chain_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = _folder() / f"{name}.py"
     path.write_text(source)

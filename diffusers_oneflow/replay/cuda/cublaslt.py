@@ -18,6 +18,8 @@ _TRANSA, _EPILOGUE, _BIAS_POINTER, _BIAS_TYPE = 3, 7, 8, 26
 _EPILOGUES = {("none", False): 1, ("relu", False): 2, ("none", True): 4, ("relu", True): 6, ("gelu_tanh", False): 32,
               ("gelu_tanh", True): 36}  # fmt: skip
 _WORKSPACE_BYTES, _REDUCTION_MASK = 1, 3
+# Of the matrices a, b, c and d; kernels that need more than there is are left out.
+_ALIGNMENTS, _MOST_ALIGNED = (5, 6, 7, 8), 256
 # Partial sums are added up in float32; in the result's own dtype each would be rounded.
 _IN_FLOAT32 = 2
 _MANY = 12
@@ -92,7 +94,8 @@ class Product:
             for name, (m, n) in sizes.items()
         }
         self._beta = c_float(0.0 if residual is None else 1.0)
-        self.algorithms = self._propose()
+        places = (weight, x, out if residual is None else residual, out)
+        self.algorithms = self._propose([min(t.data_ptr() & -t.data_ptr(), _MOST_ALIGNED) for t in places])
 
     def __call__(
         self, number: int, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
@@ -109,9 +112,10 @@ class Product:
             c_void_p(torch.cuda.current_stream().cuda_stream),
         )  # fmt: skip
 
-    def _propose(self) -> list[_Result]:
+    def _propose(self, alignments: list[int]) -> list[_Result]:
         preference = self._create("cublasLtMatmulPreferenceCreate")
-        for attribute, setting in ((_WORKSPACE_BYTES, c_uint64(memory.WORKSPACE)), (_REDUCTION_MASK, c_uint32(_IN_FLOAT32))):
+        settings = [(_WORKSPACE_BYTES, c_uint64(memory.WORKSPACE)), (_REDUCTION_MASK, c_uint32(_IN_FLOAT32))]
+        for attribute, setting in [*settings, *zip(_ALIGNMENTS, map(c_uint32, alignments))]:
             _call("cublasLtMatmulPreferenceSetAttribute", preference, c_int(attribute), byref(setting), c_size_t(_size(setting)))
         results, found = (_Result * _MANY)(), c_int()
         a, b, d = self._layouts["a"], self._layouts["b"], self._layouts["d"]

@@ -43,17 +43,23 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(f"libcudnn.so.{torch.backends.cudnn.version() // 10000}")
 
 
+class _Handle:
+    """cuDNN for one thread; whoever else uses it later takes its lock, since no two threads may at once."""
+
+    def __init__(self, device: int) -> None:
+        self.pointer, self.lock = c_void_p(), threading.RLock()
+        with torch.cuda.device(device):
+            _call("cudnnCreate", byref(self.pointer))
+
+
 _local = threading.local()
 
 
-def _handle(device: int) -> c_void_p:
-    """One for each thread: the library lets no two threads use the same at once."""
-    handles = _local.__dict__.setdefault("handles", {})
+def _handle(device: int) -> _Handle:
+    handles: dict[int, _Handle] = _local.__dict__.setdefault("handles", {})
     if device not in handles:
-        handles[device] = c_void_p()
-        with torch.cuda.device(device):
-            _call("cudnnCreate", byref(handles[device]))
-    return handles[device]  # type: ignore[no-any-return]
+        handles[device] = _Handle(device)
+    return handles[device]
 
 
 def _call(name: str, *args: Any) -> None:
@@ -144,7 +150,7 @@ class Convolution:
             )
             made = result
         self._numbers = [0, 1, 2, *(number for number, _ in adds)]
-        self._graph = _Descriptor(_GRAPH, (801, _DESC, ops), (800, _HANDLE, self._cudnn)).finish()
+        self._graph = _Descriptor(_GRAPH, (801, _DESC, ops), (800, _HANDLE, self._cudnn.pointer)).finish()
         self.configs = self._propose()
         self._plans: dict[int, tuple[_Descriptor, int]] = {}
 
@@ -158,13 +164,18 @@ class Convolution:
         pack = _Descriptor(
             _PACK, (1000, _INT64, self._numbers), (1001, _POINTER, pointers), (1003, _POINTER, scratch)
         ).finish()  # fmt: skip
-        _call("cudnnSetStream", self._cudnn, c_void_p(torch.cuda.current_stream().cuda_stream))
-        _call("cudnnBackendExecute", self._cudnn, plan.pointer, pack.pointer)
+        with self._cudnn.lock:
+            _call("cudnnSetStream", self._cudnn.pointer, c_void_p(torch.cuda.current_stream().cuda_stream))
+            _call("cudnnBackendExecute", self._cudnn.pointer, plan.pointer, pack.pointer)
 
     def plan(self, number: int) -> tuple[_Descriptor, int]:
         """What computes so, and the bytes of scratch memory that it takes; some are compiled, which takes a second."""
+        with self._cudnn.lock:
+            return self._planned(number)
+
+    def _planned(self, number: int) -> tuple[_Descriptor, int]:
         if number not in self._plans:
-            plan = _Descriptor(_PLAN, (400, _HANDLE, self._cudnn), (401, _DESC, self.configs[number])).finish()
+            plan = _Descriptor(_PLAN, (400, _HANDLE, self._cudnn.pointer), (401, _DESC, self.configs[number])).finish()
             size = (c_int64 * 1)()
             plan.get(402, _INT64, size)
             self._plans[number] = plan, size[0]

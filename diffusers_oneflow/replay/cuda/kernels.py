@@ -23,7 +23,7 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == "quick_gelu":
         x = x / (1.0 + tl.exp(-1.702 * x))
     elif ACT == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "sigmoid":
         x = 1.0 / (1.0 + tl.exp(-x))
     elif ACT == "tanh":

@@ -1,6 +1,7 @@
 """Linear layers that read the same tensor as one product, where their weights lie one after the other (`replay.layout`)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +24,17 @@ class _Layer:
     bias: torch.Tensor | None
 
 
-def find(lowered: Lowered, node: torch.fx.Node) -> Ref | None:
-    """The result of `node` as a part of a merged product, which is made for the first of them; None where it stays alone."""
+def find(lowered: Lowered, node: torch.fx.Node, multiply: Callable[..., Ref]) -> Ref | None:
+    """The result of `node` as a part of a merged product, which is made for the first of them; None where it stays alone.
+
+    Args:
+        multiply: adds the step of a product, as `products.multiply`.
+    """
     if node in lowered.merged:
         return lowered.merged.pop(node)
     layers = _run(lowered, node)
     if len(layers) < 2:
         return None
-    from .products import multiply
-
     first = layers[0]
     k, sizes = first.weight.shape[1], [layer.weight.shape[0] for layer in layers]
     width = sum(sizes)

@@ -34,7 +34,9 @@ def group_norm(
     act: str = "none",
     channels_last: bool = True,
 ) -> Any:
-    if not channels_last or not fits(x, weight, bias) or (weight is None) != (bias is None):
+    # Places within an image are counted in 32 bits.
+    large = math.prod(x.shape[1:]) >= 1 << 31
+    if not channels_last or large or not fits(x, weight, bias) or (weight is None) != (bias is None):
         return lowered.in_torch(node, (x, groups, weight, bias, eps, act, channels_last), {})
     x, shift = _without_shift(node, x)
     x = lowered.contiguous(node, x)
@@ -49,7 +51,12 @@ def _without_shift(node: torch.fx.Node, x: Ref) -> tuple[Ref, Ref | None]:
         return x, None
     whole, other = sorted(made.args, key=lambda ref: -ref.shape.numel())
     n, channels = x.shape[0], x.shape[-1]
-    if whole.shape != x.shape or tuple(other.shape) != (n, *[1] * (len(x.shape) - 2), channels) or other.like.stride(-1) != 1:
+    if (
+        whole.shape != x.shape
+        or whole.dtype != x.dtype
+        or tuple(other.shape) != (n, *[1] * (len(x.shape) - 2), channels)
+        or other.like.stride(-1) != 1
+    ):
         return x, None
     return whole, other.through(lambda t: t.as_strided((n, channels), (t.stride(0), 1)))
 
@@ -71,6 +78,8 @@ class GroupNorm:
             try:
                 self.run(tiles, True, out, x, shift, weight, bias)
                 return
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # the launch: a part of a GPU may have fewer multiprocessors than it says
                 self._together = False
         self.run(tiles, False, out, x, shift, weight, bias)

@@ -30,7 +30,7 @@ def linear(
 ) -> Any:
     if not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias, act, residual, gate), {})
-    if (act, residual, gate) == ("none", None, "none") and (whole := merged.find(lowered, node)) is not None:
+    if (act, residual, gate) == ("none", None, "none") and (whole := merged.find(lowered, node, multiply)) is not None:
         return whole
     return product(lowered, node, x, weight, bias, act, residual, gate, act_first=True)
 
@@ -98,7 +98,8 @@ class Ways:
     ) -> list[tuple[Callable[..., None], str]]:
         (rows, _, columns), act, gate_act = self._shape, self._act, self._gate
         ways: list[tuple[Callable[..., None], str]] = []
-        whole = gate_act == "none" and cublaslt.ends(act, residual is not None) and not (act != "none" and not self._act_first)
+        alike = residual is None or residual.dtype == x.dtype
+        whole = gate_act == "none" and alike and cublaslt.ends(act, residual is not None)
         wide = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if gate_act != "none" else out
         own = (bias, residual, act) if whole else (None, None, "none")
         if x.is_cuda and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
