@@ -266,8 +266,11 @@ def test_edges_are_what_is_never_dropped():
     (first, head), (last, tail) = made.memory.edges
     assert first == made.weight.data_ptr() and last + tail == first + made.weight.nbytes
     assert (first + head) % PAGE == last % PAGE == 0 and max(head, tail) < PAGE
-    bits(made.weight)[0] ^= 1
-    bits(made.weight)[-1] ^= 1
+    # There is none where the weight happens to begin or to end with a page.
+    if head:
+        bits(made.weight)[0] ^= 1
+    if tail:
+        bits(made.weight)[-1] ^= 1
     assert not made.memory.touched
 
 
