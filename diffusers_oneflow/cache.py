@@ -63,6 +63,20 @@ def directory(option: str | os.PathLike[str] | bool | None = True) -> Path | Non
     return user_cache_path("diffusers_oneflow", appauthor=False) / "programs"
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there; a folder that is not there is made. Raises OSError where it cannot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(_PART, _PART_START, path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
 class Cache:
     """The programs in one folder.
 
@@ -102,16 +116,7 @@ class Cache:
     def store(self, key: str, content: bytes) -> None:
         """Store `content` under `key`; where that is not possible there is a warning, no error."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(_PART, _PART_START, self.folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_closed(key, content))
-                os.replace(name, self.folder / f"{key}{_ENDING}")
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            write_whole(self.folder / f"{key}{_ENDING}", _closed(key, content))
         except OSError as error:
             _warn(f"a program could not be stored in {self.folder} ({error.strerror}); set {VARIABLE} to another folder, or to 0")
             return

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from .values import Step, refs
+from .values import Step
 
 # Results of such a group have memory of their own, since nobody knows what runs at the same time.
 _MOST_BYTES = 64 << 20
@@ -33,8 +31,8 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
         return [], steps
     needs: dict[Step, frozenset[int]] = {}
     for step in steps:
-        own = frozenset(s for s in sources(step) if isinstance(s, int))
-        needs[step] = own.union(*(needs[s] for s in sources(step) if isinstance(s, Step)))
+        own = frozenset(s for s in step.sources if isinstance(s, int))
+        needs[step] = own.union(*(needs[s] for s in step.sources if isinstance(s, Step)))
     kinds: dict[frozenset[int], list[Step]] = {}
     for step in steps:
         if latents not in needs[step]:
@@ -44,7 +42,7 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
     for kind in sorted(kinds, key=len):
         group = kinds[kind]
         known = inside.union(group)
-        complete = all(s in known for step in group for s in sources(step) if isinstance(s, Step))
+        complete = all(s in known for step in group for s in step.sources if isinstance(s, Step))
         if complete and sum(s.like.nbytes for s in group) <= _MOST_BYTES:
             taken.append(group)
             inside = known
@@ -54,10 +52,5 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
     return [Group(group, _first_use(set(group), rest)) for group in taken], rest
 
 
-def sources(step: Step) -> list[Step | int]:
-    """What a step reads that is no weight."""
-    return [r.source for r in refs(step.args) if not isinstance(r.source, torch.Tensor)]
-
-
 def _first_use(group: set[Step], rest: list[Step]) -> int | None:
-    return next((step.number for step in rest if any(s in group for s in sources(step))), None)
+    return next((step.number for step in rest if any(s in group for s in step.sources)), None)

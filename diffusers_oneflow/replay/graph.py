@@ -137,7 +137,7 @@ class ReplayGraph:
         for step in self.steps:
             prepare = getattr(step.run, "prepare", step.run if step.kernel.startswith("triton") else None)
             found = refs(step.args)
-            there = not any(isinstance(r.source, Step) and r.source.own for r in found)
+            there = not any(isinstance(source, Step) and source.own for source in step.sources)
             shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
             kind = (step.op, step.kernel, getattr(step.run, "key", None), tuple(step.like.shape), *shapes)
             if prepare is not None and there and kind not in kinds:
@@ -168,7 +168,7 @@ class ReplayGraph:
 def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
     """Step -> those steps with memory of their own that it is the last to read; `steps` in the order in which they run."""
     kept = {ref.source for ref in outputs}
-    last = {r.source: step for step in steps for r in refs(step.args) if isinstance(r.source, Step) and r.source.own}
+    last = {source: step for step in steps for source in step.sources if isinstance(source, Step) and source.own}
     uses: dict[Step, list[Step]] = {}
     for source, step in last.items():
         if source not in kept:

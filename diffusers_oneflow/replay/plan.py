@@ -13,7 +13,7 @@ from ..errors import OneFlowError
 from ..graph import ENGINE_LOCK, _chain, _graph_class
 from ..kernels import loader
 from ..progress import Stage
-from .values import Ref, Step, refs
+from .values import Ref, Step
 
 _KIND = "dfo_recorded"
 _ids = itertools.count(1 << 32)
@@ -103,7 +103,7 @@ def _build(steps: list[Step], read: list[Step], stage: Stage, entering: tuple[An
     for position, step in enumerate(steps):
         if position % 64 == 0:
             stage("lowering", position / len(steps))
-        sources = dict.fromkeys(r.source for r in refs(step.args) if not isinstance(r.source, torch.Tensor))
+        sources = dict.fromkeys(step.sources)
         given = [entering[s] if isinstance(s, int) else values[s] for s in sources if isinstance(s, int) or s in values]
         dtype = torch.uint8 if step.like.dtype == torch.bool else step.like.dtype
         # What reads nothing (constants) still needs its place in the graph.

@@ -32,6 +32,11 @@ class Step:
     own: bool = False
 
     @property
+    def sources(self) -> list["Step | int"]:
+        """What it reads that is no weight: steps, and numbers of inputs."""
+        return [ref.source for ref in refs(self.args) if not isinstance(ref.source, torch.Tensor)]
+
+    @property
     def planned(self) -> torch.Size:
         """The shape of what it needs in the plan: with memory of its own, as little as there is."""
         return torch.Size((1,)) if self.own else self.like.shape

@@ -4,8 +4,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...cache import directory
+from ...cache import directory, write_whole
 
 _TIMES, _WARM = 8, 1
 # All measuring of one graph; then each kernel's favourite is taken as it is.
@@ -54,11 +52,7 @@ def keep(device: int) -> None:
     if path is None or not known:
         return
     with contextlib.suppress(OSError):  # it is measured again in the next process
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(".part", "kernels-", path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(known, file)
-        os.replace(name, path)
+        write_whole(path, json.dumps(known).encode())
 
 
 def fastest(key: Any, candidates: Sequence[Callable[[], Any]], device: torch.device, spare: int = 1) -> int:

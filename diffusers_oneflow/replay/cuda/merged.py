@@ -24,11 +24,11 @@ class _Layer:
     bias: torch.Tensor | None
 
 
-def find(lowered: Lowered, node: torch.fx.Node, multiply: Callable[..., Ref]) -> Ref | None:
+def find(lowered: Lowered, node: torch.fx.Node, product: Callable[..., Ref]) -> Ref | None:
     """The result of `node` as a part of a merged product, which is made for the first of them; None where it stays alone.
 
     Args:
-        multiply: adds the step of a product, as `products.multiply`.
+        product: adds its step, `products.product`.
     """
     if node in lowered.merged:
         return lowered.merged.pop(node)
@@ -43,7 +43,7 @@ def find(lowered: Lowered, node: torch.fx.Node, multiply: Callable[..., Ref]) ->
     x = lowered.value(node.args[0])
     shape = (*x.shape[:-1], width)
     of_bias = None if bias is None else Ref(bias, bias.to("meta"))
-    whole = multiply(lowered, node, x, Ref(weight, weight.to("meta")), of_bias, "none", None, "none", True, shape)
+    whole = product(lowered, node, x, Ref(weight, weight.to("meta")), of_bias, "none", None, "none", True, shape)
     start = 0
     for layer, size in zip(layers, sizes):
         lowered.merged[layer.node] = whole.through(lambda t, start=start, size=size: t.narrow(-1, start, size))  # type: ignore[misc]

@@ -30,7 +30,7 @@ def linear(
 ) -> Any:
     if not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias, act, residual, gate), {})
-    if (act, residual, gate) == ("none", None, "none") and (whole := merged.find(lowered, node, multiply)) is not None:
+    if (act, residual, gate) == ("none", None, "none") and (whole := merged.find(lowered, node, product)) is not None:
         return whole
     return product(lowered, node, x, weight, bias, act, residual, gate, act_first=True)
 
@@ -52,20 +52,18 @@ def product(
     residual: Ref | None,
     gate: str,
     act_first: bool,
+    shape: Sequence[int] | None = None,
 ) -> Ref:
-    """A step for ``act(x @ weight.T + bias) + residual``, or ``act(... + residual)``; then the gate."""
-    return multiply(lowered, node, x, weight, bias, act, residual, gate, act_first, node.meta["val"].shape)
+    """A step for ``act(x @ weight.T + bias) + residual``, or ``act(... + residual)``; then the gate.
 
-
-def multiply(
-    lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None, act: str, residual: Ref | None, gate: str,
-    act_first: bool, shape: Sequence[int],
-) -> Ref:  # fmt: skip
-    """As `product`, for a result of `shape`."""
+    Args:
+        shape: of the result, where it is not that of the node.
+    """
     x, weight = lowered.contiguous(node, x), lowered.contiguous(node, weight)
     residual = None if residual is None else lowered.contiguous(node, residual)
     how = Ways(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], act, gate, act_first)
-    return lowered.step(node, how, (x, weight, bias, residual), shape, x.dtype, "cublasLt")
+    made = node.meta["val"].shape if shape is None else shape
+    return lowered.step(node, how, (x, weight, bias, residual), made, x.dtype, "cublasLt")
 
 
 class Ways:
