@@ -39,6 +39,9 @@ class Device(Protocol):
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """A context for one run, which comes after the one before, whatever thread that came from."""
 
+    def finish(self) -> None:
+        """Wait until no run is under way, whatever stream it is on: what it reads may be freed then."""
+
 
 class Plain:
     """Any device of torch's, with torch's ops alone: each is called anew in every run."""
@@ -62,6 +65,9 @@ class Plain:
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Torch's own order."""
         return contextlib.nullcontext()
+
+    def finish(self) -> None:
+        """A run has ended when it returns."""
 
 
 class Cuda(Plain):
@@ -132,6 +138,11 @@ class Cuda(Plain):
                 stream.wait_event(self._last)
             yield
             self._last = stream.record_event(self._last)
+
+    def finish(self) -> None:
+        """Wait for the last run, which came after all others."""
+        if self._last is not None:
+            self._last.synchronize()
 
 
 def refusal(device: torch.device, config: OneFlowConfig) -> str | None:

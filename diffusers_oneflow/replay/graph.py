@@ -122,6 +122,8 @@ class ReplayGraph:
     def close(self) -> None:
         """Free the graph's memory now."""
         with _LOCK:
+            if self._replay is not None:
+                self._device.finish()
             self._replay = None
             self._arena = torch.empty(0)
             self._outs, self._made, self._inputs, self.steps, self._groups, self._rest = [], [], [], [], [], []

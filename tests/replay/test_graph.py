@@ -19,12 +19,15 @@ class OnPlain:
     """A device of its own name, with torch's ops on the CPU: what another chip has to bring."""
 
     def __init__(self):
-        self.plain, self.captured = devices.Plain("cpu"), 0
+        self.plain, self.captured, self.finished = devices.Plain("cpu"), 0, 0
         self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
 
     def capture(self, run, preparations=()):
         self.captured += 1
         return run
+
+    def finish(self):
+        self.finished += 1
 
 
 def program_of(module: nn.Module, *tensors: torch.Tensor) -> capture.Program:
@@ -182,9 +185,12 @@ def test_bool_numbers_and_inputs_that_come_back():
         torch.testing.assert_close(a, b)
 
 
-def test_a_closed_graph_says_so(block):
-    graph = graph_of(block, *inputs())
+def test_a_closed_graph_waits_for_its_runs_and_says_so(block):
+    device = OnPlain()
+    graph = graph_of(block, *inputs(), device=device)
     graph.close()
+    graph.close()
+    assert device.finished == 1
     with pytest.raises(GraphClosed):
         graph(list(inputs()))
 

@@ -58,19 +58,21 @@ def run(lowering, shape, dtype, *args):
 
 
 def tiles_of(shape, groups):
-    """What small and large GPUs would take, a group in several steps, and several groups at once."""
-    n, positions, group = shape[0], math.prod(shape[1:-1]), shape[-1] // groups
-    two, third = min(2, groups), max(1, positions // 3)
+    """What a GPU takes; programs whose columns begin and end within groups; parts that are read at once and in several steps."""
+    positions, channels = math.prod(shape[1:-1]), shape[-1]
+    third = max(1, positions // 3)
+    parts = -(-positions // third)
     return [
-        *(norms.Tiles.of(n, positions, group, groups, gpu) for gpu in (4, 132)),
-        norms.Tiles(1, light.power(group), 1, positions, 8),
-        norms.Tiles(two, light.power(two * group), -(-positions // third), third, 8),
+        norms.Tiles.of(positions, channels, channels // groups),
+        norms.Tiles(8, 1, positions, light.power(positions)),
+        norms.Tiles(4, parts, third, 2),
+        norms.Tiles(light.power(channels), parts, third, light.power(third)),
     ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, groups", [((2, 5, 7, 30), 3), ((1, 2, 1, 8), 8), ((2, 40, 4, 20), 4), ((3, 4, 4, 10), 1)])
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", [None, *range(4)])
 def test_group_norm(shape, groups, which, dtype):
     x, shift, w, b = (
         numbers(*shape, dtype=dtype, scale=3.0) + 10,
@@ -79,17 +81,25 @@ def test_group_norm(shape, groups, which, dtype):
         numbers(shape[-1], dtype=dtype, seed=2),
     )
     out = torch.full_like(x, SENTINEL)
-    # Programs of the interpreter run one after the other: none may wait for others.
-    norms.GroupNorm(groups, 1e-5, "silu").run(tiles_of(shape, groups)[which], False, out, x, shift, w, b)
+    norm = norms.GroupNorm(groups, 1e-5, "silu")
+    if which is None:
+        norm(out, x, shift, w, b)  # each group by itself
+    else:
+        norm.run(tiles_of(shape, groups)[which], out, x, shift, w, b)
     moved = x.double() + shift.double().view(shape[0], *[1] * (len(shape) - 2), -1)
     wide = F.silu(F.group_norm(moved.movedim(-1, 1), groups, w.double(), b.double(), 1e-5)).movedim(1, -1)
     close(out, wide, dtype)
 
 
-def test_group_norm_without_weights_far_from_zero():
+@pytest.mark.parametrize("which", [None, *range(4)])
+def test_group_norm_without_weights_far_from_zero(which):
     x = numbers(1, 16, 16, 12) + 1000.0
     out = torch.empty_like(x)
-    norms.GroupNorm(3, 1e-6, "none").run(tiles_of(x.shape, 3)[3], False, out, x, None, None, None)
+    norm = norms.GroupNorm(3, 1e-6, "none")
+    if which is None:
+        norm(out, x, None, None, None)
+    else:
+        norm.run(tiles_of(x.shape, 3)[which], out, x, None, None, None)
     expected = F.group_norm(x.double().movedim(-1, 1), 3, None, None, 1e-6).movedim(1, -1)
     # The input's own rounding is what is left.
     assert (out.double() - expected).abs().max() < 1e-4

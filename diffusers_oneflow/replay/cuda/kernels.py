@@ -80,126 +80,141 @@ def gated_kernel(
 
 
 @triton.jit
-def _by_group(values, member):
-    """Sums of (columns,) by group, (groups,); `member` (columns, groups) says what belongs to which."""
-    return tl.sum(tl.where(member, values[:, None], 0.0), 0)
+def group_norm_kernel(
+    out, x, shift, apart, weight, bias, positions, channels, eps,
+    GROUP: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``act((x + shift - mean) / deviation * weight + bias)`` for one group of GROUP channels of one image, all in registers.
+
+    x (n, positions, channels) with at most ROWS positions, GROUP at most COLUMNS; shift (n, channels) with rows so far `apart`.
+    """
+    group, image = tl.program_id(0), tl.program_id(1)
+    lane, row = tl.arange(0, COLUMNS), tl.arange(0, ROWS)
+    own = lane < GROUP
+    column = group * GROUP + lane
+    inside = (row < positions)[:, None] & own[None, :]
+    at = image.to(tl.int64) * positions * channels + row[:, None] * channels + column[None, :]
+    # From the first number on, or the sum of numbers far from 0 would lose their differences.
+    near = tl.load(x + image.to(tl.int64) * positions * channels + group * GROUP).to(tl.float32)
+    value = tl.load(x + at, inside, 0.0).to(tl.float32) - near
+    if HAS_SHIFT:
+        value += tl.load(shift + image * apart + column, own, 0.0).to(tl.float32)[None, :]
+    count = (positions * GROUP).to(tl.float32)
+    value = tl.where(inside, value, 0.0)
+    value = tl.where(inside, value - tl.sum(tl.sum(value, 0), 0) / count, 0.0)
+    value *= 1.0 / tl.sqrt(tl.sum(tl.sum(value * value, 0), 0) / count + eps)
+    if HAS_WEIGHT:
+        value *= tl.load(weight + column, own, 0.0).to(tl.float32)[None, :]
+        value += tl.load(bias + column, own, 0.0).to(tl.float32)[None, :]
+    tl.store(out + at, activate(value, ACT).to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def _by_column(values, member):
-    """What each column's group has, of (groups,)."""
-    return tl.sum(tl.where(member, values[None, :], 0.0), 1)
-
-
-@triton.jit
-def _rows(x, base, begin, end, channels, column, own, ROWS: tl.constexpr):
-    """Columns of some positions, (rows, columns) float32; 0 outside."""
+def _rows(x, begin, end, channels, column, own, ROWS: tl.constexpr):
+    """Columns of some positions, (rows, columns) float32, 0 outside; and which are inside."""
     row = begin + tl.arange(0, ROWS)
     inside = (row < end)[:, None] & own[None, :]
-    return tl.load(x + base + row[:, None] * channels + column[None, :], inside, 0.0).to(tl.float32)
+    return tl.load(x + row[:, None] * channels + column[None, :], inside, 0.0).to(tl.float32), inside
 
 
 @triton.jit
-def group_norm_kernel(
-    out, x, shift, apart, weight, bias, partial, counter, positions, channels, groups, chunk, splits, eps,
-    GROUP: tl.constexpr, TAKEN: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr, ONCE: tl.constexpr,
-    SUM: tl.constexpr, WRITE: tl.constexpr,
+def moments_kernel(
+    partial, x, positions, channels, chunk, splits,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ONCE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """``act((x + shift - mean) / deviation * weight + bias)`` for x (n, positions, channels), in one launch or two.
+    """Mean, and sum of squared differences from it, of each channel in each chunk of the positions of x (n, positions, channels).
 
-    Each program takes TAKEN groups of GROUP channels in one chunk of the positions. With SUM it sums up differences from each
-    channel's first number, so that nothing cancels; with WRITE it merges the chunks' moments (Chan, Golub and LeVeque, 1983)
-    and writes its part. With both, those of the same groups wait for each other: a cooperative launch runs all at the same time.
-    ONCE: a chunk has at most ROWS positions, and stays in registers.
+    They are summed up as differences from the channel's first number, so that nothing cancels. ONCE: a chunk has at most ROWS
+    positions. EARLY: the next kernel may start, and wait for this one's results by itself.
 
-    shift (n, channels) with rows so far `apart`, or anything without HAS_SHIFT; partial (n, splits, groups, 2) float32: mean and
-    sum of squared differences; counter (n, programs across) int64: each only grows.
+    partial (n, splits, 2, channels) float32.
     """
-    split, across, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    lane = tl.arange(0, COLUMNS)
-    column = across * (TAKEN * GROUP) + lane
-    own = (lane < TAKEN * GROUP) & (column < channels)
-    local = tl.arange(0, GROUPS)
-    which = across * TAKEN + local
-    real = (local < TAKEN) & (which < groups)
-    member = (lane // GROUP)[:, None] == local[None, :]
-    base = image.to(tl.int64) * positions * channels
+    split, image = tl.program_id(0), tl.program_id(2)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    x += image.to(tl.int64) * positions * channels
     start = split * chunk
     end = tl.minimum(start + chunk, positions)
-    more = tl.zeros((COLUMNS,), tl.float32)
-    if HAS_SHIFT:
-        more = tl.load(shift + image * apart + column, own, 0.0).to(tl.float32)
+    near = tl.load(x + start * channels + column, own, 0.0).to(tl.float32)
+    if ONCE:
+        value, inside = _rows(x, start, end, channels, column, own, ROWS)
+        value = tl.where(inside, value - near[None, :], 0.0)
+        total = tl.sum(value, 0)
+        square = tl.sum(value * value, 0)
+    else:
+        totals = tl.zeros((ROWS, COLUMNS), tl.float32)
+        squares = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for begin in range(start, end, ROWS):
+            value, inside = _rows(x, begin, end, channels, column, own, ROWS)
+            value = tl.where(inside, value - near[None, :], 0.0)
+            totals += value
+            squares += value * value
+        total = tl.sum(totals, 0)
+        square = tl.sum(squares, 0)
     rows = (end - start).to(tl.float32)
-    count = rows * GROUP
-    if SUM:
-        near = tl.load(x + base + start * channels + column, own, 0.0).to(tl.float32)
-        if ONCE:
-            value = _rows(x, base, start, end, channels, column, own, ROWS)
-            value = tl.where((start + tl.arange(0, ROWS) < end)[:, None], value - near[None, :], 0.0)
-            sums = tl.sum(value, 0)
-            squares = tl.sum(value * value, 0)
-        else:
-            total = tl.zeros((ROWS, COLUMNS), tl.float32)
-            square = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for begin in range(start, end, ROWS):
-                part = _rows(x, base, begin, end, channels, column, own, ROWS)
-                part = tl.where((begin + tl.arange(0, ROWS) < end)[:, None], part - near[None, :], 0.0)
-                total += part
-                square += part * part
-            sums = tl.sum(total, 0)
-            squares = tl.sum(square, 0)
-        away = squares - sums * sums / rows
-        mean = near + sums / rows + more
-        whole = _by_group(tl.where(own, mean, 0.0), member) / GROUP
-        off = tl.where(own, mean - _by_column(whole, member), 0.0)
-        away = _by_group(tl.where(own, away, 0.0) + rows * off * off, member)
-        mean = whole
-        if SPLITS > 1:
-            at = ((image * splits + split) * groups + which) * 2
-            tl.store(partial + at, mean, real)
-            tl.store(partial + at + 1, away, real)
-    if SUM and WRITE and SPLITS > 1:
-        tl.debug_barrier()
-        own_counter = counter + image * tl.num_programs(1) + across
-        everybody = tl.num_programs(0).to(tl.int64)
-        ticket = tl.atomic_add(own_counter, 1, sem="acq_rel", scope="gpu")
-        goal = (ticket // everybody + 1) * everybody
-        here = ticket + 1
-        while here < goal:
-            here = tl.atomic_add(own_counter, 0, sem="acq_rel", scope="gpu")
-        tl.debug_barrier()
-    if not WRITE:
-        return
-    if SPLITS > 1:
-        part = tl.arange(0, SPLITS)
-        known = (part < splits)[:, None] & real[None, :]
-        at = ((image * splits + part[:, None]) * groups + which[None, :]) * 2
-        means = tl.load(partial + at, known, 0.0, cache_modifier=".cg")
-        aways = tl.load(partial + at + 1, known, 0.0, cache_modifier=".cg")
-        counts = ((tl.minimum((part + 1) * chunk, positions) - part * chunk) * GROUP).to(tl.float32)[:, None]
-        counts = tl.where(known, counts, 0.0)
-        count = (positions * GROUP).to(tl.float32)
-        mean = tl.sum(means * counts, 0) / count
-        off = tl.where(known, means - mean[None, :], 0.0)
-        away = tl.sum(aways + counts * off * off, 0)
-    factor = _by_column(1.0 / tl.sqrt(away / count + eps), member)
+    at = partial + (image * splits + split) * 2 * channels + column
+    tl.store(at, near + total / rows, own)
+    tl.store(at + channels, square - total * total / rows, own)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def normalize_kernel(
+    out, x, shift, apart, weight, bias, partial, positions, channels, chunk, splits, eps,
+    GROUP: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """The group norm of `group_norm_kernel`, with `partial` of `moments_kernel`.
+
+    Each program merges the moments of all channels of those groups, at most GROUPS in SPAN channels, that its columns belong to:
+    first a channel's chunks, then a group's channels (Chan, Golub and LeVeque, 1983).
+    """
+    split, tile, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    first = tile * COLUMNS // GROUP
+    lane, group, part = tl.arange(0, SPAN), tl.arange(0, GROUPS), tl.arange(0, SPLITS)
+    span = first * GROUP + lane
+    real = (span < channels) & (lane < GROUPS * GROUP)
+    known = (part < splits)[:, None] & real[None, :]
+    at = partial + (image * splits + part[:, None]) * 2 * channels + span[None, :]
+    means, aways = tl.load(at, known, 0.0), tl.load(at + channels, known, 0.0)
+    every = positions.to(tl.float32)
+    counts = (tl.minimum((part + 1) * chunk, positions) - part * chunk).to(tl.float32)[:, None]
+    counts = tl.where(known, counts, 0.0)
+    mean = tl.sum(means * counts, 0) / every
+    off = tl.where(known, means - mean[None, :], 0.0)
+    away = tl.sum(aways + counts * off * off, 0)
+    if HAS_SHIFT:
+        mean += tl.load(shift + image * apart + span, real, 0.0).to(tl.float32)
+    member = ((lane // GROUP)[:, None] == group[None, :]) & real[:, None]
+    middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / GROUP
+    apart_from = tl.where(member, mean[:, None] - middle[None, :], 0.0)
+    spread = tl.sum(tl.where(member, away[:, None], 0.0) + every * apart_from * apart_from, 0)
+    scale = 1.0 / tl.sqrt(spread / (every * GROUP) + eps)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    mine = (column // GROUP - first)[:, None] == group[None, :]
+    factor = tl.sum(tl.where(mine, scale[None, :], 0.0), 1)
+    plus = -tl.sum(tl.where(mine, middle[None, :], 0.0), 1)
+    if HAS_SHIFT:
+        plus += tl.load(shift + image * apart + column, own, 0.0).to(tl.float32)
     if HAS_WEIGHT:
         factor *= tl.load(weight + column, own, 0.0).to(tl.float32)
-    plus = (more - _by_column(mean, member)) * factor
+    plus *= factor
     if HAS_WEIGHT:
         plus += tl.load(bias + column, own, 0.0).to(tl.float32)
-    if ONCE and SUM:
-        row = start + tl.arange(0, ROWS)
-        result = activate(value * factor[None, :] + (near * factor + plus)[None, :], ACT)
-        place = base + row[:, None] * channels + column[None, :]
-        tl.store(out + place, result.to(out.dtype.element_ty), (row < end)[:, None] & own[None, :])
-    else:
-        for begin in range(start, end, ROWS):
-            row = begin + tl.arange(0, ROWS)
-            result = activate(_rows(x, base, begin, end, channels, column, own, ROWS) * factor[None, :] + plus[None, :], ACT)
-            place = base + row[:, None] * channels + column[None, :]
-            tl.store(out + place, result.to(out.dtype.element_ty), (row < end)[:, None] & own[None, :])
+    place = image.to(tl.int64) * positions * channels
+    start = split * chunk
+    end = tl.minimum(start + chunk, positions)
+    for begin in range(start, end, ROWS):
+        value, inside = _rows(x + place, begin, end, channels, column, own, ROWS)
+        result = activate(value * factor[None, :] + plus[None, :], ACT)
+        row = begin + tl.arange(0, ROWS)
+        tl.store(out + place + row[:, None] * channels + column[None, :], result.to(out.dtype.element_ty), inside)
 
 
 @triton.jit

@@ -25,20 +25,6 @@ def _block(device: torch.device, lane: int) -> torch.Tensor:
         return torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
 
 
-def counters(device: torch.device, programs: int, sets: int) -> torch.Tensor:
-    """What the programs of one launch count themselves with, in `sets` of so many that meet, (sets,) int64.
-
-    Each is a multiple of `programs` between launches, so nobody has to reset it.
-    """
-    return _counters(device, programs, sets, _Lane.number)
-
-
-@functools.cache
-def _counters(device: torch.device, programs: int, sets: int, lane: int) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.zeros(sets, dtype=torch.int64, device=device)
-
-
 @contextlib.contextmanager
 def lane(number: int) -> Iterator[None]:
     """What is launched inside runs beside the other lanes, and takes none of their memory."""

@@ -9,16 +9,17 @@ import torch
 
 from ..lowering import Lowered
 from ..values import Ref, Step
-from . import kernels, memory
+from . import kernels
 from .chains import Chain
 from .light import blocks, fits, power
 from .table import on_cuda
 
 # Numbers that one program of a row norm has in hand.
 _TILE = 2048
-# Numbers in the registers of one program of a group norm; channels of a group that has programs of its own; those that several
-# groups have together else.
-_HELD, _LEAST, _COLUMNS = 16384, 8, 128
+# Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
+_HELD, _COLUMNS, _SPLITS = 16384, 64, 64
+# A group of so many numbers has one program, which reads them once.
+_ALONE = 4096
 _Maybe = torch.Tensor | None
 
 
@@ -62,48 +63,47 @@ def _without_shift(node: torch.fx.Node, x: Ref) -> tuple[Ref, Ref | None]:
 
 
 class GroupNorm:
-    """The group norm of one step: in one launch, or in two where the GPU cannot run all of its programs at the same time."""
+    """The group norm of one step: small groups each in the registers of one program, others in two launches."""
 
     def __init__(self, groups: int, eps: float, act: str) -> None:
         self._groups, self._eps, self._act = groups, float(eps), act
         self.key = (groups, act)
-        self._together = True
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         """Fill `out` from x (n, ..., channels), and `shift` (n, channels) to be added to it."""
-        tiles = Tiles.of(
-            x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1] // self._groups, self._groups, _multiprocessors(x.device)
-        )
-        if self._together and x.is_cuda:
-            try:
-                self.run(tiles, True, out, x, shift, weight, bias)
-                return
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # the launch: a part of a GPU may have fewer multiprocessors than it says
-                self._together = False
-        self.run(tiles, False, out, x, shift, weight, bias)
+        positions, channels = math.prod(x.shape[1:-1]), x.shape[-1]
+        if power(positions) * power(channels // self._groups) <= _ALONE:
+            self._alone(positions, out, x, shift, weight, bias)
+        else:
+            self.run(Tiles.of(positions, channels, channels // self._groups), out, x, shift, weight, bias)
 
-    def run(
-        self, tiles: "Tiles", together: bool, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe
-    ) -> None:
-        """Compute with such tiles, in one launch if they run `together`."""
-        n, channels, groups, splits = x.shape[0], x.shape[-1], self._groups, tiles.splits
-        positions = math.prod(x.shape[1:-1])
-        across = -(-groups // tiles.taken)
-        partial = torch.empty((n, splits, groups, 2), dtype=torch.float32, device=x.device)
-        counter = memory.counters(x.device, splits, across * n)
-        phases = ((True, True),) if together or splits == 1 else ((True, False), (False, True))
-        # With so few registers two programs share a multiprocessor.
-        cooperative = {"launch_cooperative_grid": True, "maxnreg": 128} if together and splits > 1 else {}
-        apart = 0 if shift is None else shift.stride(0)
-        for add_up, write in phases:
-            kernels.group_norm_kernel[(splits, across, n)](
-                out, x, shift, apart, weight, bias, partial, counter, positions, channels, groups, tiles.chunk, splits, self._eps,
-                channels // groups, tiles.taken, shift is not None, weight is not None, self._act, tiles.rows,
-                tiles.columns, power(tiles.taken), power(splits), tiles.chunk <= tiles.rows, add_up, write, num_warps=tiles.warps,
-                **cooperative,
-            )  # fmt: skip
+    def _alone(self, positions: int, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
+        n, channels, rows, columns = x.shape[0], x.shape[-1], power(positions), power(x.shape[-1] // self._groups)
+        kernels.group_norm_kernel[(self._groups, n)](
+            out, x, shift, _apart(shift), weight, bias, positions, channels, self._eps, channels // self._groups,
+            shift is not None, weight is not None, self._act, rows, columns, num_warps=max(1, min(4, rows * columns // 512)),
+        )  # fmt: skip
+
+    def run(self, tiles: "Tiles", out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
+        """Compute in two launches with such tiles."""
+        n, channels, group, positions = x.shape[0], x.shape[-1], x.shape[-1] // self._groups, math.prod(x.shape[1:-1])
+        partial = torch.empty((n, tiles.splits, 2, channels), dtype=torch.float32, device=x.device)
+        early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+        waits = {"launch_pdl": True} if early else {}
+        grid, once = (tiles.splits, -(-channels // tiles.columns), n), tiles.chunk <= tiles.rows
+        kernels.moments_kernel[grid](
+            partial, x, positions, channels, tiles.chunk, tiles.splits, tiles.rows, tiles.columns, once, early,
+            num_warps=tiles.warps,
+        )  # fmt: skip
+        kernels.normalize_kernel[grid](
+            out, x, shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk, tiles.splits, self._eps,
+            group, shift is not None, weight is not None, self._act, tiles.rows, tiles.columns, tiles.span(group),
+            power(tiles.most(group)), power(tiles.splits), early, num_warps=tiles.warps, **waits,
+        )  # fmt: skip
+
+
+def _apart(shift: _Maybe) -> int:
+    return 0 if shift is None else shift.stride(0)
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,11 @@ class Tiles:
     """How a group norm is shared by programs.
 
     Attributes:
-        taken: groups for one program, in `columns`, a power of two.
+        columns: channels of one program, a power of two.
         splits: parts of the positions, of `chunk` each.
         rows: positions that a program has in hand, a power of two.
     """
 
-    taken: int
     columns: int
     splits: int
     chunk: int
@@ -125,26 +124,31 @@ class Tiles:
     @property
     def warps(self) -> int:
         """Of one program: each thread has 32 to 64 numbers in hand."""
-        return max(4, min(16 if self.splits == 1 else 8, self.rows * self.columns // 1024))
+        return max(1, min(8, self.rows * self.columns // 1024))
+
+    def most(self, group: int) -> int:
+        """Of so many groups, of `group` channels, a program's columns are at most."""
+        return (
+            1
+            if group % self.columns == 0
+            else self.columns // group
+            if self.columns % group == 0
+            else (self.columns - 2) // group + 2
+        )
+
+    def span(self, group: int) -> int:
+        """All their channels, a power of two."""
+        return power(self.most(group) * group)
 
     @staticmethod
-    def of(n: int, positions: int, group: int, groups: int, multiprocessors: int) -> "Tiles":
-        """One group for each program where its channels fill what is read at once; as many programs as run at the same time."""
-        # Less than that of each position would leave most of what memory delivers unused.
-        taken = 1 if group >= _LEAST else min(groups, _COLUMNS // group)
-        columns, sets = power(taken * group), n * -(-groups // taken)
-        splits = max(1, min(2 * multiprocessors // sets, -(-positions * columns // _HELD), positions))
-        if positions * columns <= 2 * _HELD:
-            splits = 1
-        chunk = -(-positions // splits)
-        splits = -(-positions // chunk)
-        most = _HELD * 2 if splits == 1 else _HELD
-        held = power(chunk) * columns <= most
-        return Tiles(taken, columns, splits, chunk, power(chunk) if held else max(1, _HELD // 2 // columns))
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    def of(positions: int, channels: int, group: int) -> "Tiles":
+        """Whole sectors of the memory, as many positions as registers hold, and not more parts than are merged quickly."""
+        columns = min(_COLUMNS, power(channels))
+        held = _HELD // columns
+        most = max(1, min(_SPLITS, _HELD // Tiles(columns, 1, 1, 1).span(group)))
+        chunk = max(min(held, positions), -(-positions // most))
+        rows = power(chunk) if chunk <= held else held // 2
+        return Tiles(columns, -(-positions // chunk), chunk, rows)
 
 
 def _row_norm(
