@@ -49,7 +49,20 @@ def measure(options: dict, command: str) -> dict:
         except children.ChildFailed as failure:
             report["failed"] = str(failure)
             print(failure, file=sys.stderr)
+    if options["alone"] and "failed" not in report:
+        report["alone"] = {peer: _alone(options, peer) for peer in options["peers"] if peer in ("oneflow", "torch")}
+        common.write(_name(options), report, options["out"], say=False)
     return report
+
+
+def _alone(options: dict, peer: str) -> dict:
+    """Memory of a peer in a process of its own: in one with others the code of kernels counts for whoever loads it first."""
+    asked = {**options, "peers": [peer], "repeats": 1, "steps": options["steps"][:1], "profile": [], "parity": False}
+    with children.Child(serve, asked) as child:
+        kind, more = "part", {}
+        while kind == "part":
+            kind, more = child.receive(options["limit"])
+    return {"peak": more["peers"][peer].get("peak"), "weight_bytes": more["weight_bytes"]}
 
 
 def _name(options: dict) -> str:
@@ -167,6 +180,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--outputs", nargs="+", default=["pt", "pil"], choices=("pt", "pil"), help="what an image becomes")
     parser.add_argument("--scheduler", default="ddim", choices=list(gpu_e2e.SCHEDULERS))
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a case may be silent before it is ended")
+    parser.add_argument("--alone", action="store_true", help="memory of oneflow and torch each in a process of its own, too")
     parser.add_argument("--warm", action="store_true", help="compilers find what they kept: first results say nothing then")
     parser.add_argument("--out", help="folder for JSON and pictures")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)

@@ -156,9 +156,11 @@ def running(place: Place, backend: str) -> Iterator[None]:
     token = _HERE.set(place)
     # float32 means float32: by default torch lets cuDNN's convolutions round to 10 bits.
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    allowed = [switch.allow_tf32 for switch in switches]
+    allowed, exact = [switch.allow_tf32 for switch in switches], torch.backends.cudnn.deterministic
     for switch in switches:
         switch.allow_tf32 = False
+    # A call is compared with the same call again; some of cuDNN's kernels add in another order each time.
+    torch.backends.cudnn.deterministic = True
     compile = dispatch.Dispatcher._compile
     if place.replay:
         dispatch.Dispatcher._compile = dispatch.Dispatcher._compile_elsewhere
@@ -169,6 +171,7 @@ def running(place: Place, backend: str) -> Iterator[None]:
         dispatch.Dispatcher._compile = compile
         for switch, before in zip(switches, allowed):
             switch.allow_tf32 = before
+        torch.backends.cudnn.deterministic = exact
         _HERE.reset(token)
 
 

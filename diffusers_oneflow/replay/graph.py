@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -59,11 +60,13 @@ class ReplayGraph:
         self.steps = lowered.steps
         self._sources = self._sort_outputs(lowered)
         made = [ref for ref in self._sources if isinstance(ref, Ref)]
+        self._on_cpu = [_is_on_cpu(n) for n, source in zip(program.outputs, self._sources) if isinstance(source, Ref)]
         self._groups, self._rest = early.split(self.steps, 0 if self._positions[0] == 0 else None)
         self.plan = plan.make(self._rest, [meta(t) for t in self._inputs], made, stage)
-        self.seconds = self.plan.seconds
+        start = time.perf_counter()
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             self._prepare(made, [examples[i] for i in self._positions])
+        self.seconds = {**self.plan.seconds, "kernels": time.perf_counter() - start}
         self.kernels = _count(self.steps)
         self.places = {f"step {s.number}": Place(s.op, _kernel(s), s.where, _bytes(s)) for s in self.steps}
         apart = [s.like for group in self._groups for s in group.steps] + [s.like for s in self.steps if s.own]
@@ -78,7 +81,15 @@ class ReplayGraph:
         last = _last_uses([s for g in self._groups for s in g.steps] + self._rest, made)
 
         def compute(step: Step) -> None:
-            result = step.run(self._outs[step.number], *map_refs(step.args, self._read))
+            try:
+                result = step.run(self._outs[step.number], *map_refs(step.args, self._read))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # what waits for a GPU, for one, cannot be captured
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise Unsupported(
+                    step.op, f"{_kernel(step)} cannot be part of a graph on {self.device}: {said}", step.where
+                ) from error
             if step.own:
                 self._outs[step.number] = result
             for finished in last.get(step, ()):
@@ -116,7 +127,7 @@ class ReplayGraph:
             with self._device.turn():
                 self._enter(given)
                 self._replay()
-                fresh = iter([tensor.clone() for tensor in self._made])
+                fresh = iter([t.to("cpu", copy=True) if there else t.clone() for t, there in zip(self._made, self._on_cpu)])
         return [tensors[s] if isinstance(s, int) else next(fresh) for s in self._sources]
 
     def close(self) -> None:
@@ -176,6 +187,12 @@ def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
         if source not in kept:
             uses.setdefault(step, []).append(source)
     return uses
+
+
+def _is_on_cpu(node: torch.fx.Node) -> bool:
+    """Whether torch leaves a result there, whatever computes it."""
+    made = node.meta.get("val")
+    return isinstance(made, torch.Tensor) and made.device.type == "cpu"
 
 
 def _count(steps: list[Step]) -> dict[str, Counter[str]]:

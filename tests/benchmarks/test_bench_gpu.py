@@ -129,11 +129,12 @@ def test_images(scheduler, replayed):
 
 def test_the_command(tmp_path, capsys):
     argv = ["--device", "cpu", "--tiny", "--case", "text-encoder", "--peers", "oneflow", "torch", "--dtype", "float32"]
-    gpu.main([*argv, "--repeats", "2", "--profile", "torch", "--out", str(tmp_path)])
+    gpu.main([*argv, "--repeats", "2", "--profile", "torch", "--alone", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "gpu-text-encoder-float32-batch1-tiny.json").read_text())
     assert written["command"].endswith(str(tmp_path)) and "--case text-encoder" in written["command"]
     assert len(written["peers"]["oneflow"]["ms"]) == 2 and "failed" not in written
-    assert [bar["bar"] for bar in written["bars"]] == ["peak memory above the weights, oneflow / torch", "the same by the driver"]
+    assert [bar["bar"] for bar in written["bars"]] == ["peak memory, weights included, oneflow / torch", "the same by the driver"]
+    assert set(written["alone"]) == {"oneflow", "torch"}
     assert (tmp_path / "gpu-text-encoder-float32-batch1-tiny.png").exists()
     assert (tmp_path / "gpu-text-encoder-float32-batch1-tiny-profile-torch.png").exists()
     assert "not judged: text-encoder: error against" in capsys.readouterr().out

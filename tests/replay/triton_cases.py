@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map_only
 
 from diffusers_oneflow.passes import native_ops
 from diffusers_oneflow.replay.cuda import chains, light, norms
@@ -44,10 +45,10 @@ class Node:
 def run(lowering, shape, dtype, *args):
     """What a lowering's step makes, in the middle of memory that must stay as it was."""
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    given = [Ref(a, meta(a)) if isinstance(a, torch.Tensor) else a for a in args]
+    given = tree_map_only(torch.Tensor, lambda a: Ref(a, meta(a)), list(args))
     recorder = Recorder()
     lowering(recorder, Node(shape, dtype), *given)
-    assert len(recorder.steps) == 1 and recorder.steps[0].kernel.startswith("triton")
+    assert len(recorder.steps) == 1 and recorder.steps[0].kernel.startswith(("triton", "torch where"))
     step = recorder.steps[0]
     padded = torch.full((math.prod(shape) + 64,), SENTINEL, dtype=dtype)
     out = padded[32:-32].view(shape)
@@ -128,6 +129,21 @@ def test_gated(act, gate_first):
     x = numbers(5, 2 * 37, scale=2.0)
     made = run(light.gated, (5, 37), torch.float32, x, act, gate_first)
     close(made, native_ops.gated(x.double(), act, gate_first), torch.float32)
+
+
+def test_layer_norm_of_constant_rows():
+    made = run(norms.layer_norm, (4, 6), torch.float32, torch.full((4, 6), 0.3), [6], None, None, 1e-5)
+    assert (made == 0).all()
+
+
+def test_one_value_under_a_mask():
+    x, mask = numbers(3, 5), numbers(3, 5, seed=1) > 0
+    value = torch.tensor(7.0)
+    expected = x.masked_fill(mask, 7.0)
+    assert torch.equal(run(light.masked_fill, (3, 5), torch.float32, x, mask, value), expected)
+    assert torch.equal(run(light.index_put, (3, 5), torch.float32, x, [mask], value.view(1)), expected)
+    rows = mask[:, 0]
+    assert torch.equal(run(light.index_put, (3, 5), torch.float32, x, [rows], value), x.masked_fill(rows[:, None], 7.0))
 
 
 @pytest.mark.parametrize("act", native_ops.ACTIVATIONS)

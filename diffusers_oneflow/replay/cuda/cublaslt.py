@@ -114,7 +114,7 @@ class Product:
 
     def _propose(self, alignments: list[int]) -> list[_Result]:
         preference = self._create("cublasLtMatmulPreferenceCreate")
-        settings = [(_WORKSPACE_BYTES, c_uint64(memory.WORKSPACE)), (_REDUCTION_MASK, c_uint32(_IN_FLOAT32))]
+        settings = [(_WORKSPACE_BYTES, c_uint64(memory.size())), (_REDUCTION_MASK, c_uint32(_IN_FLOAT32))]
         for attribute, setting in [*settings, *zip(_ALIGNMENTS, map(c_uint32, alignments))]:
             _call("cublasLtMatmulPreferenceSetAttribute", preference, c_int(attribute), byref(setting), c_size_t(_size(setting)))
         results, found = (_Result * _MANY)(), c_int()

@@ -157,7 +157,7 @@ class Convolution:
     def __call__(self, number: int, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *more: torch.Tensor) -> None:
         """Compute with one of `configs`, on the current stream; `more` are the bias and the residual that there are."""
         plan, size = self.plan(number)
-        if size > memory.WORKSPACE:
+        if size > memory.size():
             raise RuntimeError(f"it takes {size} bytes of scratch memory")
         pointers = [t.data_ptr() for t in (x, weight, out, *more)]
         scratch = memory.workspace(self._device).data_ptr()

@@ -60,18 +60,12 @@ def finish_kernel(
 
 
 @triton.jit
-def gated_kernel(
-    out, x, bias, size, columns,
-    HAS_BIAS: tl.constexpr, ACT: tl.constexpr, GATE_FIRST: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+def gated_kernel(out, x, size, columns, ACT: tl.constexpr, GATE_FIRST: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """x (rows, 2 columns) -> ``a * act(b)`` of its halves, or ``act(a) * b``."""
     at, inside = _place(size, BLOCK, WIDE)
     row, column = at // columns, at % columns
     a = tl.load(x + row * (2 * columns) + column, inside).to(tl.float32)
     b = tl.load(x + row * (2 * columns) + columns + column, inside).to(tl.float32)
-    if HAS_BIAS:
-        a += tl.load(bias + column, inside).to(tl.float32)
-        b += tl.load(bias + columns + column, inside).to(tl.float32)
     if GATE_FIRST:  # noqa: SIM108 (Triton decides this when it compiles)
         value = activate(a, ACT) * b
     else:
@@ -230,6 +224,9 @@ def row_norm_kernel(
     at = row[:, None] * columns + column[None, :]
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     if not RMS:
+        # From each row's first number on: constant rows stay without any difference, and far from 0 none is lost.
+        near = tl.load(x + row * columns, row < rows, 0.0).to(tl.float32)
+        value = tl.where(inside, value - near[:, None], 0.0)
         value = tl.where(inside, value - (tl.sum(value, 1) / columns)[:, None], 0.0)
     value = value / tl.sqrt(tl.sum(value * value, 1) / columns + eps)[:, None]
     if HAS_WEIGHT:

@@ -41,14 +41,6 @@ def finish(
     )  # fmt: skip
 
 
-def gate(out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, act: str, gate_first: bool) -> None:
-    """The gate of GEGLU and its like on dense tensors, with the bias of the product before."""
-    kernels.gated_kernel[blocks(out.numel(), _BLOCK)](
-        out, x, bias, out.numel(), out.shape[-1], bias is not None, suited(act, out.dtype), gate_first, _BLOCK, _wide(x),
-        num_warps=4,
-    )  # fmt: skip
-
-
 def _wide(x: torch.Tensor) -> bool:
     """Whether indices take 64 bits."""
     return x.numel() + _BLOCK >= 1 << 31
@@ -67,7 +59,9 @@ def gated(lowered: Lowered, node: torch.fx.Node, x: Ref, act: str, gate_first: b
     made = node.meta["val"]
 
     def run(out: torch.Tensor, x: torch.Tensor) -> None:
-        gate(out, x, None, act, gate_first)
+        kernels.gated_kernel[blocks(out.numel(), _BLOCK)](
+            out, x, out.numel(), out.shape[-1], suited(act, out.dtype), gate_first, _BLOCK, _wide(x), num_warps=4
+        )
 
     return lowered.step(node, run, (x,), made.shape, made.dtype, "triton gated")
 
@@ -93,6 +87,33 @@ def cat(lowered: Lowered, node: torch.fx.Node, tensors: Sequence[Ref], dim: int 
         torch.cat(parts, dim, out=out)
 
     return lowered.step(node, run, tuple(tensors), made.shape, made.dtype, "cat")
+
+
+@on_cuda("aten.masked_fill.Tensor")
+def masked_fill(lowered: Lowered, node: torch.fx.Node, x: Ref, mask: Ref, value: Ref) -> Any:
+    return _where(lowered, node, mask, value, x)
+
+
+@on_cuda("aten.index_put.default")
+def index_put(
+    lowered: Lowered, node: torch.fx.Node, x: Ref, indices: Sequence[Ref | None], values: Ref, accumulate: bool = False
+) -> Any:
+    mask = indices[0]
+    if len(indices) > 1 or mask is None or mask.dtype != torch.bool or accumulate or values.shape.numel() != 1:
+        return lowered.in_torch(node, (x, indices, values, accumulate), {})
+    # One value wherever the mask is: to list those places torch would wait for the GPU.
+    for _ in range(len(x.shape) - len(mask.shape)):
+        mask = mask.through(lambda m: m.unsqueeze(-1))
+    return _where(lowered, node, mask, values.through(lambda v: v.view(())), x)
+
+
+def _where(lowered: Lowered, node: torch.fx.Node, mask: Ref, value: Ref, other: Ref) -> Ref:
+    made = node.meta["val"]
+
+    def run(out: torch.Tensor, mask: torch.Tensor, value: torch.Tensor, other: torch.Tensor) -> None:
+        out.copy_(torch.where(mask, value.to(other.dtype), other))
+
+    return lowered.step(node, run, (mask, value, other), made.shape, made.dtype, "torch where")
 
 
 @on_cuda("oneflow.upsample_nearest2d.default")

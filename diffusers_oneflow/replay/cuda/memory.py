@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-# What libraries may take. More lets them cut long sums into more parts; 32 MiB is what cuBLAS asks for on Hopper.
-WORKSPACE = 32 << 20
+# What libraries may take. More lets them cut long sums into more parts; 32 MiB is what cuBLAS asks for on Hopper. What runs
+# beside the rest is small.
+_BYTES = (32 << 20, 8 << 20)
 
 
 class _Lane:
@@ -15,14 +16,19 @@ class _Lane:
 
 
 def workspace(device: torch.device) -> torch.Tensor:
-    """The block of the current lane, (`WORKSPACE`,) uint8."""
+    """The block of the current lane, (bytes,) uint8."""
     return _block(device, _Lane.number)
+
+
+def size() -> int:
+    """Bytes of the block of the current lane."""
+    return _BYTES[_Lane.number]
 
 
 @functools.cache
 def _block(device: torch.device, lane: int) -> torch.Tensor:
     with torch.inference_mode(False):
-        return torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+        return torch.empty(_BYTES[lane], dtype=torch.uint8, device=device)
 
 
 @contextlib.contextmanager

@@ -197,5 +197,6 @@ def layer_norm(
 def rms_norm(
     lowered: Lowered, node: torch.fx.Node, x: Ref, shape: Sequence[int], weight: Ref | None = None, eps: float | None = None
 ) -> Any:
-    value = torch.finfo(x.dtype).eps if eps is None else eps
+    # On a GPU torch takes the epsilon of the dtype that it computes in, of float16 too.
+    value = torch.finfo(torch.float32).eps if eps is None else eps
     return _row_norm(lowered, node, x, shape, weight, None, value, True) or lowered.in_torch(node, (x, shape, weight, eps), {})

@@ -11,9 +11,12 @@ import torch
 from ..lowering import Lowered
 from ..values import Ref
 from . import choice, cublaslt, merged
-from .light import finish, fits, gate
+from .light import finish, fits, gated
 from .table import on_cuda
 
+# Multiplications below which the library's favourite is taken unmeasured: launching takes longest then. Of the others some round
+# before they add the bias.
+_SMALL = 1 << 22
 _Maybe = torch.Tensor | None
 
 
@@ -61,9 +64,11 @@ def product(
     """
     x, weight = lowered.contiguous(node, x), lowered.contiguous(node, weight)
     residual = None if residual is None else lowered.contiguous(node, residual)
-    how = Ways(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], act, gate, act_first)
+    how = Ways(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], act, act_first)
     made = node.meta["val"].shape if shape is None else shape
-    return lowered.step(node, how, (x, weight, bias, residual), made, x.dtype, "cublasLt")
+    whole = made if gate == "none" else (*made[:-1], weight.shape[0])
+    ref = lowered.step(node, how, (x, weight, bias, residual), whole, x.dtype, "cublasLt")
+    return ref if gate == "none" else gated(lowered, node, ref, gate)
 
 
 class Ways:
@@ -71,22 +76,22 @@ class Ways:
 
     Args:
         rows, k, columns: of ``x (rows, k) @ weight (columns, k).T``.
-        act, gate, act_first: what follows, as in `product`.
+        act, act_first: what follows, as in `product`.
     """
 
-    def __init__(self, rows: int, k: int, columns: int, act: str, gate: str, act_first: bool) -> None:
-        self._shape, self._act, self._gate, self._act_first = (rows, k, columns), act, gate, act_first
+    def __init__(self, rows: int, k: int, columns: int, act: str, act_first: bool) -> None:
+        self._shape, self._act, self._act_first = (rows, k, columns), act, act_first
         self._chosen: Callable[..., None] | None = None
         self.name = ""
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-        """Fill `out` (..., columns), or (..., columns / 2) with a gate, from x (..., k)."""
+        """Fill `out` (..., columns) from x (..., k)."""
         rows, k, _ = self._shape
         out, x = out.view(rows, -1), x.view(rows, k)
         residual = None if residual is None else residual.view(rows, -1)
         if self._chosen is None:
             ways = self._all(out, x, weight, bias, residual)
-            key = ("product", self._shape, str(x.dtype), self._act, self._gate, self._act_first, bias is None, residual is None)
+            key = ("product", self._shape, str(x.dtype), self._act, self._act_first, bias is None, residual is None)
             calls = [functools.partial(way, out, x, weight, bias, residual) for way, _ in ways]
             self._chosen, self.name = ways[choice.fastest(key, calls, x.device)]
         self._chosen(out, x, weight, bias, residual)
@@ -94,40 +99,37 @@ class Ways:
     def _all(
         self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
     ) -> list[tuple[Callable[..., None], str]]:
-        (rows, _, columns), act, gate_act = self._shape, self._act, self._gate
         ways: list[tuple[Callable[..., None], str]] = []
         alike = residual is None or residual.dtype == x.dtype
-        whole = gate_act == "none" and alike and cublaslt.ends(act, residual is not None)
-        wide = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if gate_act != "none" else out
-        own = (bias, residual, act) if whole else (None, None, "none")
+        whole = alike and cublaslt.ends(self._act, residual is not None)
+        own = (bias, residual, self._act) if whole else (None, None, "none")
         if x.is_cuda and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
             with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
-                library = cublaslt.Product(wide, x, weight, *own)
-                for number in range(len(library.algorithms)):
-                    ways.append((self._by(functools.partial(library, number), whole), "cublasLt"))
-        ways.append((self._by(_in_torch, False), "cublas"))
+                library = cublaslt.Product(out, x, weight, *own)
+                many = len(library.algorithms) if math.prod(self._shape) > _SMALL else 1
+                for number in range(many):
+                    ways.append((self._by_library(functools.partial(library, number), whole), "cublasLt"))
+        ways.append((self._in_torch, "cublas"))
         return ways
 
-    def _by(self, multiply: Callable[..., None], whole: bool) -> Callable[..., None]:
-        """By a library, and what it does not compute itself in a pass after it."""
-        (rows, _, columns), act, gate_act, act_first = self._shape, self._act, self._gate, self._act_first
+    def _by_library(self, multiply: Callable[..., None], whole: bool) -> Callable[..., None]:
+        """With the ends in its kernel, or in a pass after it."""
 
         def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-            wide = out if gate_act == "none" else torch.empty((rows, columns), dtype=x.dtype, device=x.device)
-            multiply(wide, x, weight, residual if whole else None)
-            if whole:
-                return
-            if gate_act == "none":
-                if bias is not None or residual is not None or act != "none":
-                    finish(wide, wide, bias, residual, act, act_first)
-                return
-            if act != "none" or residual is not None:
-                finish(wide, wide, bias, residual, act, act_first)
-                bias = None
-            gate(out, wide, bias, gate_act, False)
+            multiply(out, x, weight, residual if whole else None)
+            if not whole:
+                self._finish(out, bias, residual)
 
         return run
 
+    def _in_torch(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        if bias is not None and bias.dtype == x.dtype:
+            torch.addmm(bias, x, weight.t(), out=out)
+            bias = None
+        else:
+            torch.mm(x, weight.t(), out=out)
+        self._finish(out, bias, residual)
 
-def _in_torch(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: None) -> None:
-    torch.mm(x, weight.t(), out=out)
+    def _finish(self, out: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        if bias is not None or residual is not None or self._act != "none":
+            finish(out, out, bias, residual, self._act, self._act_first)
