@@ -67,6 +67,8 @@ def _alone(options: dict, peer: str) -> dict:
 
 def _name(options: dict) -> str:
     kind = options["dtype"] or (gpu_cases.CASES[options["case"]].dtype if options["case"] in gpu_cases.CASES else "float16")
+    if options["case"] == gpu_e2e.CASE:
+        kind += f"-{options['scheduler']}"
     return f"gpu-{options['case']}-{kind}-batch{options['batch']}" + ("-tiny" if options["tiny"] else "")
 
 

@@ -99,9 +99,18 @@ class Cuda(Plain):
                     run()
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                run()
+            graph, wrong = torch.cuda.CUDAGraph(), None
+            try:
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    try:
+                        run()
+                    except Exception as error:
+                        wrong = error
+                        raise
+            except RuntimeError:
+                if wrong is not None:  # ending the capture has failed too then, and says less
+                    raise wrong from None
+                raise
         choice.keep(self.torch.index or 0)
         return graph.replay
 
@@ -113,7 +122,7 @@ class Cuda(Plain):
             with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
                 prepare()
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
             list(pool.map(one, preparations))
         torch.cuda.synchronize(self.torch)
 

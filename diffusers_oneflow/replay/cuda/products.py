@@ -103,7 +103,9 @@ class Ways:
         alike = residual is None or residual.dtype == x.dtype
         whole = alike and cublaslt.ends(self._act, residual is not None)
         own = (bias, residual, self._act) if whole else (None, None, "none")
-        if x.is_cuda and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
+        # Where rows begin anywhere the library rounds before it adds a bias.
+        even = all(size * x.itemsize % 16 == 0 for size in self._shape[1:])
+        if x.is_cuda and even and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
             with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
                 library = cublaslt.Product(out, x, weight, *own)
                 many = len(library.algorithms) if math.prod(self._shape) > _SMALL else 1
