@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from diffusers_oneflow import OneFlowConfig, dispatch, judged, parity
 from diffusers_oneflow.errors import EngineUnavailable
+from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.replay import devices
 
 from .noise import SameNoise
@@ -63,8 +64,9 @@ class Place:
 
     @property
     def baseline(self) -> Path:
-        """The baseline of this place, which may not exist."""
-        return Path(__file__).with_name("baseline.json" if self.is_usual else f"baseline-{self.name}.json")
+        """The baseline of this place, which may not exist; of the usual one on a processor without AMX, what differs there."""
+        kind = (loader.instruction_set() or "amx") if self.is_usual else self.name
+        return Path(__file__).with_name("baseline.json" if kind == "amx" else f"baseline-{kind}.json")
 
     def arguments(self) -> list[str]:
         """For a worker's command line; `parse` reads them."""

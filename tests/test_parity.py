@@ -74,6 +74,8 @@ def test_the_bar_is_one_and_a_half_times_torch_with_a_floor(theirs, ours, passed
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_held_to_less(block, dtype):
+    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("oneDNN has no float16 convolutions on this processor")
     found = parity.component(block.to(dtype), (torch.randn(1, 3, 8, 8, dtype=dtype),), {})
     assert found.passed and found.factor == parity.HALF_FACTOR
     assert found.torch.rms > 1e-4

@@ -122,7 +122,7 @@ class Cuda(Plain):
             with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
                 prepare()
 
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(one, preparations))
         torch.cuda.synchronize(self.torch)
 

@@ -56,8 +56,10 @@ def test_a_fault_on_that_way_is_seen(tmp_path, monkeypatch):
 def test_half_types_are_judged_by_their_own_error(tmp_path):
     code, found = results(tmp_path, "--dtype", "bfloat16", "--only", "StableDiffusionPipeline")
     result = found["results"]["StableDiffusionPipeline"]
-    assert code == 0 and result["passed"]
+    assert (code == 0) == result["passed"]
     assert all(c["factor"] == 1.2 and c["torch"]["rms"] > 1e-3 for c in result["components"])
+    # Not the largest errors: those of a model so small are chance, and differ between processors with and without AMX.
+    assert all(c["ours"]["rms"] <= 1.2 * c["torch"]["rms"] for c in result["components"])
 
 
 def test_an_op_is_called_in_the_dtype_of_the_place(tmp_path):
@@ -108,8 +110,11 @@ def test_results_of_another_place_are_refused(tmp_path, capsys):
     assert "has the results of cpu, not of cuda" in capsys.readouterr().err
 
 
-def test_baselines_and_workers_know_the_place():
-    assert [Place().baseline.name, Place("cuda:1", "float16").baseline.name] == ["baseline.json", "baseline-cuda-float16.json"]
+def test_baselines_and_workers_know_the_place(monkeypatch):
+    assert Place("cuda:1", "float16").baseline.name == "baseline-cuda-float16.json"
+    for instructions, name in {"amx": "baseline.json", None: "baseline.json", "avx512": "baseline-avx512.json"}.items():
+        monkeypatch.setattr(place.loader, "instruction_set", lambda found=instructions: found)
+        assert Place().baseline.name == name
     there = Place("cuda", "float16")
     assert place.parse(*there.arguments()) == there and place.parse(*Place(replay=True).arguments()) == Place(replay=True)
 
