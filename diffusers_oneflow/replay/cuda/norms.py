@@ -128,13 +128,11 @@ class Tiles:
 
     def most(self, group: int) -> int:
         """Of so many groups, of `group` channels, a program's columns are at most."""
-        return (
-            1
-            if group % self.columns == 0
-            else self.columns // group
-            if self.columns % group == 0
-            else (self.columns - 2) // group + 2
-        )
+        if group % self.columns == 0:
+            return 1
+        if self.columns % group == 0:
+            return self.columns // group
+        return (self.columns - 2) // group + 2
 
     def span(self, group: int) -> int:
         """All their channels, a power of two."""
