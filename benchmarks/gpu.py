@@ -39,29 +39,33 @@ def measure(options: dict, command: str) -> dict:
     """Measure one case in a child and write what is known whenever there is more; "failed" says why it ended early."""
     report = {"case": options["case"], "command": command, "options": options, "machine": common.machine()}
     report["peers"] = {peer: {} for peer in options["peers"]}
-    with _fresh_caches(options["warm"]), children.Child(serve, options) as child:
-        kind = "part"
-        try:
-            while kind == "part":
-                kind, more = child.receive(options["limit"])
+    try:
+        with _fresh_caches(options["warm"]):
+            for last, more in _reports(options):
                 report |= more
-                common.write(_name(options), report, options["out"], say=kind != "part")
-        except children.ChildFailed as failure:
-            report["failed"] = str(failure)
-            print(failure, file=sys.stderr)
-    if options["alone"] and "failed" not in report:
-        report["alone"] = {peer: _alone(options, peer) for peer in options["peers"] if peer in ("oneflow", "torch")}
-        common.write(_name(options), report, options["out"], say=False)
+                common.write(_name(options), report, options["out"], say=last)
+            if options["alone"]:
+                report["alone"] = {peer: _alone(options, peer) for peer in options["peers"] if peer in ("oneflow", "torch")}
+                common.write(_name(options), report, options["out"], say=False)
+    except children.ChildFailed as failure:
+        report["failed"] = str(failure)
+        print(failure, file=sys.stderr)
     return report
+
+
+def _reports(options: dict):
+    """What a child knows, whenever there is more, and whether it is all. Raises `children.ChildFailed`."""
+    with children.Child(serve, options) as child:
+        kind = "part"
+        while kind == "part":
+            kind, more = child.receive(options["limit"])
+            yield kind != "part", more
 
 
 def _alone(options: dict, peer: str) -> dict:
     """Memory of a peer in a process of its own: in one with others the code of kernels counts for whoever loads it first."""
     asked = {**options, "peers": [peer], "repeats": 1, "steps": options["steps"][:1], "profile": [], "parity": False}
-    with children.Child(serve, asked) as child:
-        kind, more = "part", {}
-        while kind == "part":
-            kind, more = child.receive(options["limit"])
+    *_, (_, more) = _reports(asked)
     return {"peak": more["peers"][peer].get("peak"), "weight_bytes": more["weight_bytes"]}
 
 

@@ -38,11 +38,12 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
     there = place.Place(options.device, options.dtype, options.replay)
     given = options.baseline or (there.baseline if options.backend == "oneflow" else None)
     rows = baseline.read(given) if given is not None else {}
-    if options.baseline is None and options.backend == "oneflow" and there.is_usual:
-        rows = {**baseline.read(baseline.PATH), **rows}
+    committed = baseline.read(baseline.PATH) if options.backend == "oneflow" else {}
     # Times of the CPU split the cases of a device that has none of its own, too; whatever the processor, parts stay the same.
-    times = {**rows, **baseline.read(baseline.PATH)} if there.is_usual else {**baseline.read(baseline.PATH), **rows}
-    chosen = _share(options, p, chosen, times if options.backend == "oneflow" else rows)
+    usual = there.is_usual and options.baseline is None
+    chosen = _share(options, p, chosen, committed if usual else {**committed, **rows})
+    if usual:
+        rows = {**committed, **rows}
     try:
         with contextlib.ExitStack() as stack:
             if options.results:

@@ -115,7 +115,7 @@ def _results(op: str, calls: list):
         yield judged.name(), _by_backend(calls)
         return
     if here().elsewhere:
-        device = Plain("cpu") if here().replay else device_for(torch.zeros(1, device=here().device).device)
+        device = Plain("cpu") if here().replay else device_for(here().torch_device)
         yield "(op)", harness.run(calls, device=device)
         yield "(passes)", harness.run(calls, native=True, device=device)
         return

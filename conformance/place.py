@@ -58,6 +58,11 @@ class Place:
         return DTYPES[self.dtype]
 
     @property
+    def torch_device(self) -> torch.device:
+        """The device as tensors have it, with its index."""
+        return torch.zeros(1, device=self.device).device
+
+    @property
     def elsewhere(self) -> bool:
         """Whether graphs are replayed."""
         return self.replay or torch.device(self.device).type != "cpu"
@@ -86,8 +91,7 @@ class Place:
             torch.zeros(1, device=self.device, dtype=self.torch_dtype).add(1).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise EngineUnavailable(f"torch cannot use {self.device}: {str(error).strip().splitlines()[0]}") from error
-        # With its index, as tensors have it.
-        device = torch.zeros(1, device=self.device).device
+        device = self.torch_device
         if backend == "oneflow" and device.type != "cpu" and (reason := devices.refusal(device, self.config())):
             raise EngineUnavailable(reason)
 

@@ -104,7 +104,7 @@ class Cuda(Plain):
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     try:
                         run()
-                    except Exception as error:
+                    except Exception as error:  # raised again below
                         wrong = error
                         raise
             except RuntimeError:

@@ -11,6 +11,7 @@ from conformance.__main__ import UNUSABLE, main
 from conformance.noise import SameNoise
 from conformance.place import Place
 from diffusers_oneflow import dispatch
+from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.replay.graph import ReplayGraph
 
 CASES = (
@@ -57,6 +58,7 @@ def test_half_types_are_judged_by_their_own_error(tmp_path):
     code, found = results(tmp_path, "--dtype", "bfloat16", "--only", "StableDiffusionPipeline")
     result = found["results"]["StableDiffusionPipeline"]
     assert (code == 0) == result["passed"]
+    assert result["passed"] or loader.instruction_set() != "amx"
     assert all(c["factor"] == 1.2 and c["torch"]["rms"] > 1e-3 for c in result["components"])
     # Not the largest errors: those of a model so small are chance, and differ between processors with and without AMX.
     assert all(c["ours"]["rms"] <= 1.2 * c["torch"]["rms"] for c in result["components"])

@@ -111,7 +111,7 @@ def _where(lowered: Lowered, node: torch.fx.Node, mask: Ref, value: Ref, other: 
     made = node.meta["val"]
 
     def run(out: torch.Tensor, mask: torch.Tensor, value: torch.Tensor, other: torch.Tensor) -> None:
-        out.copy_(torch.where(mask, value.to(other.dtype), other))
+        torch.where(mask, value.to(other.dtype), other, out=out)
 
     return lowered.step(node, run, (mask, value, other), made.shape, made.dtype, "torch where")
 

@@ -97,13 +97,27 @@ class GroupNorm:
         )  # fmt: skip
         kernels.normalize_kernel[grid](
             out, x, shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk, tiles.splits, self._eps,
-            group, shift is not None, weight is not None, self._act, tiles.rows, tiles.columns, tiles.span(group),
-            power(tiles.most(group)), power(tiles.splits), early, num_warps=tiles.warps, **waits,
+            group, shift is not None, weight is not None, self._act, tiles.rows, tiles.columns, _span(tiles.columns, group),
+            power(_groups(tiles.columns, group)), power(tiles.splits), early, num_warps=tiles.warps, **waits,
         )  # fmt: skip
 
 
 def _apart(shift: _Maybe) -> int:
     return 0 if shift is None else shift.stride(0)
+
+
+def _groups(columns: int, group: int) -> int:
+    """Of so many groups, of `group` channels, a program's columns are at most."""
+    if group % columns == 0:
+        return 1
+    if columns % group == 0:
+        return columns // group
+    return (columns - 2) // group + 2
+
+
+def _span(columns: int, group: int) -> int:
+    """All channels of those groups, a power of two."""
+    return power(_groups(columns, group) * group)
 
 
 @dataclass(frozen=True)
@@ -126,24 +140,12 @@ class Tiles:
         """Of one program: each thread has 32 to 64 numbers in hand."""
         return max(1, min(8, self.rows * self.columns // 1024))
 
-    def most(self, group: int) -> int:
-        """Of so many groups, of `group` channels, a program's columns are at most."""
-        if group % self.columns == 0:
-            return 1
-        if self.columns % group == 0:
-            return self.columns // group
-        return (self.columns - 2) // group + 2
-
-    def span(self, group: int) -> int:
-        """All their channels, a power of two."""
-        return power(self.most(group) * group)
-
     @staticmethod
     def of(positions: int, channels: int, group: int) -> "Tiles":
         """Whole sectors of the memory, as many positions as registers hold, and not more parts than are merged quickly."""
         columns = min(_COLUMNS, power(channels))
         held = _HELD // columns
-        most = max(1, min(_SPLITS, _HELD // Tiles(columns, 1, 1, 1).span(group)))
+        most = max(1, min(_SPLITS, _HELD // _span(columns, group)))
         chunk = max(min(held, positions), -(-positions // most))
         rows = power(chunk) if chunk <= held else held // 2
         return Tiles(columns, -(-positions // chunk), chunk, rows)
