@@ -85,34 +85,45 @@ class Cuda(Plain):
         return cuda.TABLE.get(op)
 
     def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
-        """Run twice, which compiles and chooses kernels, then capture. Raises `torch.OutOfMemoryError` where memory is short."""
+        """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""
         from .cuda import choice
 
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
         self._prepare(preparations)
-        with torch.cuda.device(self.torch):
+        recorded: list[torch.cuda.CUDAGraph] = []
+
+        def record() -> Callable[[], None]:
+            # In the memory of the one before, which is there until this one is.
+            graph = self._recorded(run, recorded[0].pool() if recorded else None)
+            recorded[:] = [graph]
+            return graph.replay
+
+        with torch.cuda.device(self.torch), choice.measuring(self.torch.index or 0) as session:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(2):
-                    run()
+                run()
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
-            graph, wrong = torch.cuda.CUDAGraph(), None
-            try:
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    try:
-                        run()
-                    except Exception as error:  # raised again below
-                        wrong = error
-                        raise
-            except RuntimeError:
-                if wrong is not None:  # ending the capture has failed too then, and says less
-                    raise wrong from None
-                raise
-        choice.keep(self.torch.index or 0)
-        return graph.replay
+            session.settle(record)
+            return record()
+
+    @staticmethod
+    def _recorded(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        graph, wrong = torch.cuda.CUDAGraph(), None
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                try:
+                    run()
+                except Exception as error:  # raised again below
+                    wrong = error
+                    raise
+        except RuntimeError:
+            if wrong is not None:  # ending the capture has failed too then, and says less
+                raise wrong from None
+            raise
+        return graph
 
     def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:
         """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""

@@ -152,7 +152,7 @@ class ReplayGraph:
             found = refs(step.args)
             there = not any(isinstance(source, Step) and source.own for source in step.sources)
             shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
-            kind = (step.op, step.kernel, getattr(step.run, "key", None), tuple(step.like.shape), *shapes)
+            kind = (step.op, step.kernel, getattr(step.run, "kind", None), tuple(step.like.shape), *shapes)
             if prepare is not None and there and kind not in kinds:
                 kinds[kind] = functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read))
         return list(kinds.values())

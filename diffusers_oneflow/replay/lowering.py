@@ -9,7 +9,7 @@ from ..capture import Program, is_bookkeeping, op_name, where
 from ..errors import Unsupported
 from ..lowering import registry
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
-from .values import Ref, Step, View, dense, meta, refs
+from .values import Ref, Step, View, dense, map_refs, meta, refs
 
 if TYPE_CHECKING:
     from .devices import Device
@@ -138,6 +138,27 @@ class Lowered:
         made = Step(run, args, dense(shape, dtype), op_name(node), kernel, where(node), len(self.steps), own)
         self.steps.append(made)
         return Ref(made, made.like)
+
+    def replace(self, node: torch.fx.Node, ref: Ref) -> None:
+        """From now on `node`, and all views of the same result, are views of `ref`, which has as many numbers."""
+        made = self.value(node).source
+        assert isinstance(made, Step)  # inputs and weights are where they are
+        shape = tuple(made.like.shape)
+        whole = ref.through(lambda t: t.view(shape))
+
+        def renewed(old: Ref) -> Ref:
+            return Ref(whole.source, old.like, (*whole.views, *old.views)) if old.source is made else old
+
+        def is_seen(other: torch.fx.Node) -> bool:
+            return any(old.source is made for old in refs(self._env.get(other)))
+
+        first = node
+        while (above := next(filter(is_seen, first.all_input_nodes), None)) is not None:
+            first = above
+        seen = [first]
+        for other in seen:
+            self._env[other] = map_refs(self._env[other], renewed)
+            seen += [user for user in other.users if is_seen(user)]
 
     def contiguous(self, node: torch.fx.Node, ref: Ref) -> Ref:
         """`ref` where it is dense already, else a copy of it."""

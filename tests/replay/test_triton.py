@@ -23,7 +23,7 @@ def test_the_kernels_are_right_in_the_interpreter():
         "no:xdist",
         "-o",
         "addopts=",
-        str(Path(__file__).parent / "triton_cases.py"),
+        *(str(Path(__file__).parent / name) for name in ("triton_cases.py", "triton_graphs.py")),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)

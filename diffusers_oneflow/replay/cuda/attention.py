@@ -25,23 +25,26 @@ def attention(
     return lowered.step(node, how, (q, k, v, mask), made.shape, made.dtype, "scaled dot product attention", own=True)
 
 
-class Ways:
-    """The attention of one step, in the way that was fastest when it was first computed."""
+class Ways(choice.Ways):
+    """The attention of one step."""
 
     def __init__(self, heads: int, causal: bool, scale: float | None) -> None:
+        super().__init__()
         self._heads, self._causal, self._scale = heads, causal, scale
-        self._chosen: SDPBackend | None = None
-        self.name = ""
+        self.kind = (heads, causal, scale)
+
+    def prepare(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
+        """Let cuDNN compile; any thread may."""
+        self._run(_BACKENDS[0], q, k, v, mask)
 
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
-        if self._chosen is None:
-            shapes = tuple((tuple(t.shape), t.stride()) for t in (q, k, v, mask) if t is not None)
-            key = ("attention", shapes, str(q.dtype), self._heads, self._causal, self._scale)
-            calls = [functools.partial(self._run, backend, q, k, v, mask) for backend in _BACKENDS]
-            self._chosen = _BACKENDS[choice.fastest(key, calls, q.device)]
-            self.name = self._chosen.name.lower()
-        return self._run(self._chosen, q, k, v, mask)
+        shapes = tuple((tuple(t.shape), t.stride()) for t in (q, k, v, mask) if t is not None)
+        made: torch.Tensor = self._compute(("attention", shapes, str(q.dtype), *self.kind), (q, k, v, mask), q.device)
+        return made
+
+    def _ways(self, *args: Any) -> list[choice.Way]:
+        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in _BACKENDS]
 
     def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         q, k, v = (t.unflatten(-1, (self._heads, -1)).transpose(1, 2) for t in (q, k, v))

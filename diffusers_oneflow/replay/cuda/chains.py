@@ -65,6 +65,7 @@ class Chain:
     def __init__(self, shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> None:
         self._text = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
         self._size = math.prod(shape)
+        self.kind = self._text
         self.is_sum = len(shapes) == 2 and [tuple(i[:3]) for i in instructions] in ([("add", 0, 1)], [("add", 1, 0)])
 
     def __call__(self, out: torch.Tensor, *operands: torch.Tensor) -> None:

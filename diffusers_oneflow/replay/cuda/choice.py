@@ -1,139 +1,191 @@
-"""Choosing between kernels by measuring them, when a graph is built; what was found is kept on disk."""
+"""Choosing between kernels by measuring them inside the graph that they are for: with its memory, its caches and its power."""
 
 import contextlib
-import functools
-import hashlib
-import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from ...cache import directory, write_whole
+from . import kept
 
-_TIMES, _WARM = 8, 1
-# All measuring of one graph; then each kernel's favourite is taken as it is.
+Way = tuple[Callable[..., Any], str]
+# All measuring of one graph, in seconds; what has not been measured by then is out.
 SECONDS = 6.0
+# Runs of a graph with one way for each step, of which the best counts.
+_RUNS = 3
 
 
-class Budget:
-    """How long may still be measured, in seconds."""
+class Ways:
+    """A step that can be computed in several ways; `_ways` lists them, with the names of their kernels, the likeliest first.
 
-    left = SECONDS
-
-
-@functools.cache
-def _file(device: int) -> Path | None:
-    """Of one kind of GPU and one set of libraries; None where nothing is kept on disk."""
-    folder = directory()
-    if folder is None:
-        return None
-    versions = (torch.cuda.get_device_name(device), torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
-    return folder / f"kernels-{hashlib.sha256(repr(versions).encode()).hexdigest()[:16]}.json"
-
-
-@functools.cache
-def _known(device: int) -> dict[str, int]:
-    path = _file(device)
-    try:
-        found = json.loads(path.read_text()) if path is not None else {}
-    except (OSError, ValueError):  # none yet, or a damaged one: it is measured anew
-        return {}
-    return {k: v for k, v in found.items() if isinstance(v, int)} if isinstance(found, dict) else {}
-
-
-def keep(device: int) -> None:
-    """Write what was found to disk, and allow the next graph its time of measuring."""
-    Budget.left = SECONDS
-    path, known = _file(device), _known(device)
-    if path is None or not known:
-        return
-    with contextlib.suppress(OSError):  # it is measured again in the next process
-        write_whole(path, json.dumps(known).encode())
-
-
-def fastest(key: Any, candidates: Sequence[Callable[[], Any]], device: torch.device, spare: int = 1) -> int:
-    """The number of the candidate that takes the least time on the GPU; those that raise are out.
-
-    Each is measured as it will run, in a CUDA graph: called from Python, small kernels all take as long as their launch.
-
-    Args:
-        key: what the answer depends on, beside the GPU and the libraries' versions.
-        candidates: each computes the same on the same tensors.
-        spare: so many of the last are for where none of the others can.
-
-    Raises:
-        torch.OutOfMemoryError: none has room.
-        RuntimeError: none can compute it.
+    Attributes:
+        name: of the kernels of the way that is taken.
+        able: the ways that work here, by number, while it is open which is taken.
+        number: of the way that is taken.
     """
-    if device.type != "cuda":  # in Triton's interpreter: what needs no library of the GPU's comes last
-        return len(candidates) - 1
-    known, name = _known(device.index or 0), repr(key)
-    number = known.get(name)
-    if number is not None and number < len(candidates) and _works(candidates[number]):
-        return number
-    first = len(candidates) - spare
+
+    name = ""
+
+    def __init__(self) -> None:
+        self.able: dict[int, Way] = {}
+        self.number = 0
+        self._way: Way | None = None
+        self.key = ""
+
+    def _ways(self, *args: Any) -> list[Way]:
+        raise NotImplementedError
+
+    def _compute(self, key: object, args: tuple[Any, ...], device: torch.device, spare: int = 1) -> Any:
+        """What the way that is taken makes of `args`.
+
+        Args:
+            key: what the answer depends on, beside the GPU and the libraries' versions.
+            spare: so many of the last ways are for where none of the others works.
+
+        Raises:
+            torch.OutOfMemoryError: none has room.
+            RuntimeError: none can compute it.
+        """
+        if self._way is None:
+            self._find(key, args, device, spare)
+        assert self._way is not None
+        run = self._way[0]
+        return run(*args) if _open is None else _open.marked(self, run, args)
+
+    def take(self, number: int) -> None:
+        """Compute in this way from now on."""
+        self.number, self._way = number, self.able[number]
+        self.name = self._way[1]
+
+    def _find(self, key: object, args: tuple[Any, ...], device: torch.device, spare: int) -> None:
+        ways = self._ways(*args)
+        self.key = repr((key, len(ways)))
+        number: int | None = len(ways) - 1  # in Triton's interpreter: what needs no library of the GPU's comes last
+        if device.type == "cuda":
+            number = kept.known(device.index or 0).get(self.key)
+        if number is not None and number < len(ways) and (device.type != "cuda" or _error(ways[number], args) is None):
+            self.name, self._way = ways[number][1], ways[number]
+            return
+        errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
+        if all(error is not None for error in errors.values()):
+            errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
+        self.able = {n: ways[n] for n, error in errors.items() if error is None}
+        if not self.able:
+            reason = [*errors.values(), RuntimeError("there is no way")][0]
+            if isinstance(reason, torch.OutOfMemoryError):
+                raise reason
+            raise RuntimeError(f"no kernel computes this: {reason}")
+        self.take(min(self.able))
+        if _open is not None and len(self.able) > 1:
+            _open.pending.append(self)
+
+
+def _error(way: Way, args: tuple[Any, ...]) -> Exception | None:
     try:
-        known[name] = _measured(candidates[:first])
-    except RuntimeError:
-        known[name] = first + _measured(candidates[first:])
-    return known[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            way[0](*args)
+    except Exception as error:  # whatever a library or Triton's compiler raises: another one can
+        return error
+    return None
 
 
-def _works(candidate: Callable[[], Any]) -> bool:
-    try:
-        candidate()
-    except RuntimeError:
-        return False
-    return True
+class Measuring:
+    """The choices of one graph.
 
+    Attributes:
+        pending: what is to be measured.
+    """
 
-def _measured(candidates: Sequence[Callable[[], Any]]) -> int:
-    best, least = None, float("inf")
-    reason: Exception = RuntimeError("there is no candidate")
-    start = time.perf_counter()
-    for number, candidate in enumerate(candidates):
-        if best is not None and Budget.left < time.perf_counter() - start:
-            break
+    def __init__(self, device: int) -> None:
+        self.pending: list[Ways] = []
+        self._device = device
+        self._marks: list[tuple[Ways, torch.cuda.Event, torch.cuda.Event]] | None = None
+
+    def marked(self, step: Ways, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Compute a step, between two events where its time is asked for."""
+        if self._marks is None or len(step.able) < 2:
+            return run(*args)
+        start, end = (_event() for _ in range(2))
+        start.record()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                candidate()
-                took = _milliseconds(candidate)
-        except Exception as error:  # whatever a library or Triton's compiler raises: another one can
-            reason = error
-            continue
-        if took < least:
-            best, least = number, took
-    Budget.left -= time.perf_counter() - start
-    if best is None:
-        if isinstance(reason, torch.OutOfMemoryError):
-            raise reason
-        raise RuntimeError(f"no kernel computes this: {reason}")
-    return best
+            made = run(*args)
+        except Exception:  # it works outside of a graph only
+            if len(step.able) > 1:
+                del step.able[step.number]
+            raise
+        end.record()
+        self._marks.append((step, start, end))
+        return made
 
+    def settle(self, record: Callable[[], Callable[[], None]]) -> None:
+        """Take the fastest way for each step.
 
-def _milliseconds(candidate: Callable[[], Any]) -> float:
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+        Args:
+            record: captures all steps, each as it is taken, in a graph; returns what runs that.
+        """
+        took: dict[str, dict[int, float]] = defaultdict(dict)
+        started, number = time.perf_counter(), 0
+        while self.pending and number < max(len(step.able) for step in self.pending):
+            if number and time.perf_counter() - started > SECONDS:
+                break
+            for step in self.pending:
+                step.take(list(step.able)[number % len(step.able)])
+            left = sum(len(step.able) for step in self.pending)
+            try:
+                self._measure(record, took)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if sum(len(step.able) for step in self.pending) == left:
+                    raise
+                continue  # without the way that failed
+            number += 1
+        found = kept.known(self._device)
+        for step in self.pending:
+            times = {n: t for n, t in took[step.key].items() if n in step.able}
+            step.take(min(times, key=times.__getitem__) if times else min(step.able))
+            found[step.key] = step.number
+            step.able = {}
+        self.pending = []
+        kept.keep(self._device)
+
+    def _measure(self, record: Callable[[], Callable[[], None]], took: dict[str, dict[int, float]]) -> None:
+        """Add what each step takes as it is, in milliseconds, on average of all that are alike."""
+        self._marks = []
         try:
-            for _ in range(_TIMES):
-                candidate()
+            replay = record()
+            marks = self._marks
         finally:
-            graph.capture_end()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(_WARM):
-            graph.replay()
-        took = []
-        for _ in range(3):
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            took.append(float(start.elapsed_time(end)))
-    return min(took)
+            self._marks = None
+        for _ in range(_RUNS):
+            replay()
+            torch.cuda.synchronize(self._device)
+            times: dict[tuple[str, int], list[float]] = defaultdict(list)
+            for step, start, end in marks:
+                times[step.key, step.number].append(start.elapsed_time(end))
+            for (key, number), values in times.items():
+                mean = sum(values) / len(values)
+                took[key][number] = min(mean, took[key].get(number, mean))
+
+
+def _event() -> torch.cuda.Event:
+    """One that is recorded whenever a graph runs."""
+    return torch.cuda.Event(enable_timing=True, external=True)
+
+
+_open: Measuring | None = None
+
+
+@contextlib.contextmanager
+def measuring(device: int) -> Iterator[Measuring]:
+    """While steps run for the first time: what has several ways is measured when the result's `settle` is called."""
+    global _open
+    _open = Measuring(device)
+    try:
+        yield _open
+    finally:
+        _open = None

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,45 +54,35 @@ def _convolution(*args: Any) -> cudnn.Convolution:
     return cudnn.Convolution(*args)
 
 
-class Ways:
-    """A convolution of one step, ``act(conv(x) + bias + residual)``, in the way that was fastest when it was first computed."""
+class Ways(choice.Ways):
+    """A convolution of one step, ``act(conv(x) + bias + residual)``."""
 
     def __init__(
         self, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int, act: str
     ) -> None:
+        super().__init__()
         self._how, self._groups, self._act = (stride, padding, dilation), groups, act
-        self.key = (self._how, groups, act)
-        self._chosen: Callable[..., None] | None = None
-        self._ways: list[tuple[Callable[..., None], str]] = []
-        self.name = ""
+        self.kind = (self._how, groups, act)
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-        """Let the library plan, and compile, what will be measured; any thread may."""
-        self._ways = self._all(out, x, weight.contiguous(memory_format=_LAST), bias, residual, plan=True)
+        """Let the library plan, and compile, what will be measured, and Triton what comes after it; any thread may."""
+        self._finish(out, bias, residual)
+        self._listed(out, x, weight.contiguous(memory_format=_LAST), bias, residual, plan=True)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         """Fill `out` (n, oh, ow, oc) from x (n, h, w, c) and weight (oc, c / groups, kh, kw)."""
         # The parameter itself where it lies so (`layout`), else a copy in every call: one made once would miss writes.
         weight = weight.contiguous(memory_format=_LAST)
-        if self._chosen is None:
-            ways = self._ways or self._all(out, x, weight, bias, residual)
-            key = (
-                "conv2d",
-                *map(tuple, (x.shape, weight.shape)),
-                self._how,
-                self._act,
-                str(x.dtype),
-                bias is None,
-                residual is None,
-            )
-            calls = [functools.partial(way, out, x, weight, bias, residual) for way, _ in ways]
-            self._chosen, self.name = ways[choice.fastest(key, calls, x.device, spare=2)]
-        self._chosen(out, x, weight, bias, residual)
+        key = ("conv2d", *map(tuple, (x.shape, weight.shape)), *self.kind, str(x.dtype), bias is None, residual is None)
+        self._compute(key, (out, x, weight, bias, residual), x.device, spare=2)
 
-    def _all(
-        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool = False
-    ) -> list[tuple[Callable[..., None], str]]:
-        ways: list[tuple[Callable[..., None], str]] = []
+    def _ways(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> list[choice.Way]:
+        return self._listed(out, x, weight, bias, residual, plan=False)
+
+    def _listed(
+        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool
+    ) -> list[choice.Way]:
+        ways: list[choice.Way] = []
         tensors = (x, weight, bias, residual, out)
         aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
         if x.is_cuda and x.dtype in _HALVES and aligned:
@@ -102,7 +92,7 @@ class Ways:
 
     def _planned(
         self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool
-    ) -> list[tuple[Callable[..., None], str]]:
+    ) -> list[choice.Way]:
         """By cuDNN's graphs; `ends`: with the bias and the residual."""
         n, h, w, c = x.shape
         size = (out.shape[0], out.shape[3], *out.shape[1:3])

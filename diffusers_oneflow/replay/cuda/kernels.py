@@ -213,19 +213,31 @@ def normalize_kernel(
 
 @triton.jit
 def row_norm_kernel(
-    out, x, weight, bias, rows, columns, eps,
-    RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    out, x, plus, residual, weight, bias, rows, columns, apart, eps,
+    RMS: tl.constexpr, SUMS: tl.constexpr, HAS_PLUS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Layer norm or RMS norm of some rows of dense (rows, columns)."""
+    """Layer norm or RMS norm of some rows of dense (rows, columns).
+
+    SUMS: of ``x + plus + residual``, plus (columns,), which becomes the first of the two results; they lie so far `apart`.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     own = column < columns
     inside = (row < rows)[:, None] & own[None, :]
     at = row[:, None] * columns + column[None, :]
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    # From each row's first number on: constant rows stay without any difference, and far from 0 none is lost.
+    near = tl.load(x + row * columns, row < rows, 0.0).to(tl.float32)
+    if SUMS:
+        value += tl.load(residual + at, inside, 0.0).to(tl.float32)
+        near += tl.load(residual + row * columns, row < rows, 0.0).to(tl.float32)
+        if HAS_PLUS:
+            value += tl.load(plus + column, own, 0.0).to(tl.float32)[None, :]
+            near += tl.load(plus).to(tl.float32)
+        tl.store(out + at, value.to(out.dtype.element_ty), inside)
+        out += apart
     if not RMS:
-        # From each row's first number on: constant rows stay without any difference, and far from 0 none is lost.
-        near = tl.load(x + row * columns, row < rows, 0.0).to(tl.float32)
         value = tl.where(inside, value - near[:, None], 0.0)
         value = tl.where(inside, value - (tl.sum(value, 1) / columns)[:, None], 0.0)
     value = value / tl.sqrt(tl.sum(value * value, 1) / columns + eps)[:, None]

@@ -9,7 +9,7 @@ import torch
 
 from ..lowering import Lowered
 from ..values import Ref, Step
-from . import kernels
+from . import kernels, products
 from .chains import Chain
 from .light import blocks, fits, power
 from .table import on_cuda
@@ -67,7 +67,7 @@ class GroupNorm:
 
     def __init__(self, groups: int, eps: float, act: str) -> None:
         self._groups, self._eps, self._act = groups, float(eps), act
-        self.key = (groups, act)
+        self.kind = (groups, act)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         """Fill `out` from x (n, ..., channels), and `shift` (n, channels) to be added to it."""
@@ -164,18 +164,25 @@ def _row_norm(
     columns = math.prod(shape)
     if not fits(x, weight, bias) or columns > 16384:
         return None
+    ends = products.without_ends(lowered, x)
     x = lowered.contiguous(node, x)
     rows, block = math.prod(x.shape) // columns, power(columns)
-
     many = max(1, _TILE // block)
+    plus, residual = ends or (None, None)
 
-    def run(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    def run(out: torch.Tensor, x: torch.Tensor, plus: _Maybe, residual: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         kernels.row_norm_kernel[blocks(rows, many)](
-            out, x, weight, bias, rows, columns, float(eps), rms, weight is not None, bias is not None, many, block,
-            num_warps=4 if block <= 2048 else 8,
+            out, x, plus, residual, weight, bias, rows, columns, rows * columns, float(eps), rms, residual is not None,
+            plus is not None, weight is not None, bias is not None, many, block, num_warps=4 if block <= 2048 else 8,
         )  # fmt: skip
 
-    return lowered.step(node, run, (x, weight, bias), x.shape, x.dtype, "triton rms norm" if rms else "triton layer norm")
+    sizes = x.shape if ends is None else (2, *x.shape)
+    name = "triton rms norm" if rms else "triton layer norm"
+    made = lowered.step(node, run, (x, plus, residual, weight, bias), sizes, x.dtype, name)
+    if ends is None:
+        return made
+    lowered.replace(node.all_input_nodes[0], made.through(lambda t: t[0]))
+    return made.through(lambda t: t[1])
 
 
 @on_cuda("aten.layer_norm.default")

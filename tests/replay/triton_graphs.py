@@ -1,0 +1,50 @@
+"""Whole graphs with the kernels for CUDA, by Triton's interpreter (TRITON_INTERPRET=1), run by test_triton.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_oneflow.replay import cuda
+from diffusers_oneflow.replay.values import refs
+
+from .test_graph import OnPlain, error, graph_of
+
+
+class Interpreted(OnPlain):
+    """The lowerings of a GPU, on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.find = cuda.TABLE.get
+
+
+class Layers(nn.Module):
+    """Two residual layers of a transformer; what was added up is read again later, through a view too."""
+
+    def __init__(self, early: bool, norm: type[nn.Module]):
+        super().__init__()
+        self.early = early
+        self.first, self.second, self.third = nn.Linear(16, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
+        self.norms = nn.ModuleList([norm(16), norm(16)])
+
+    def forward(self, x):
+        h = self.first(x) + x
+        before = torch.nn.functional.softmax(h, -1) if self.early else 0.0
+        h = self.second(self.norms[0](h)) + h
+        flat = h.flatten(0, 1)
+        return self.third(self.norms[1](h)) + h + before, flat.sum(0)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_norm_adds_the_residual_of_the_product_before_it(norm, early):
+    torch.manual_seed(0)
+    module, x = Layers(early, norm).eval(), torch.randn(2, 8, 16)
+    graph = graph_of(module, x, device=Interpreted())
+    taken = [s for s in graph.steps if "norm" in s.kernel and s.like.dim() == 4]
+    assert len(taken) == (1 if early else 2)  # what is read before the norm comes must be there
+    assert all(len(refs(ref.source.args)) == 2 for s in taken for ref in refs(s.args)[:1])
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
