@@ -109,9 +109,10 @@ class Cuda(Plain):
             session.settle(record)
             return record()
 
-    @staticmethod
-    def _recorded(run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
-        graph, wrong = torch.cuda.CUDAGraph(), None
+    def _recorded(self, run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        from .cuda import memsets
+
+        graph, wrong = torch.cuda.CUDAGraph(keep_graph=True), None
         try:
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 try:
@@ -123,6 +124,8 @@ class Cuda(Plain):
             if wrong is not None:  # ending the capture has failed too then, and says less
                 raise wrong from None
             raise
+        memsets.replace(graph, self.torch)
+        graph.instantiate()
         return graph
 
     def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:

@@ -39,6 +39,13 @@ def _place(size, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     return at, at < size
 
 
+@triton.jit(do_not_specialize=["place", "size"])
+def clear_kernel(place, size, BLOCK: tl.constexpr):
+    """Zero for `size` words of 32 bits from an address on."""
+    at, inside = _place(size, BLOCK, False)
+    tl.store(place.to(tl.pointer_type(tl.int32)) + at, tl.zeros((BLOCK,), tl.int32), inside)
+
+
 @triton.jit
 def finish_kernel(
     out, x, bias, residual, size, columns,
@@ -112,7 +119,7 @@ def _rows(x, begin, end, channels, column, own, ROWS: tl.constexpr):
     return tl.load(x + row[:, None] * channels + column[None, :], inside, 0.0).to(tl.float32), inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def moments_kernel(
     partial, x, positions, channels, chunk, splits,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ONCE: tl.constexpr, EARLY: tl.constexpr,
@@ -154,25 +161,27 @@ def moments_kernel(
         tl.extra.cuda.gdc_launch_dependents()
 
 
-@triton.jit
+# Each variant takes a third of a second to compile, and a model has 20 kinds of group norms: what costs nothing is no constexpr.
+@triton.jit(do_not_specialize=["active", "shifted", "splits", "size"])
 def normalize_kernel(
-    out, x, shift, apart, weight, bias, partial, positions, channels, chunk, splits, eps,
-    GROUP: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
+    out, x, shift, apart, weight, bias, partial, positions, channels, chunk, eps, active, shifted, splits, size,
+    HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The group norm of `group_norm_kernel`, with `partial` of `moments_kernel`.
+    """The group norm of `group_norm_kernel` in groups of `size` channels, with `partial` of `moments_kernel`.
 
     Each program merges the moments of all channels of those groups, at most GROUPS in SPAN channels, that its columns belong to:
-    first a channel's chunks, then a group's channels (Chan, Golub and LeVeque, 1983).
+    first a channel's chunks, then a group's channels (Chan, Golub and LeVeque, 1983). Without `active` there is no activation,
+    and without `shifted` no shift.
     """
     split, tile, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    first = tile * COLUMNS // GROUP
+    first = tile * COLUMNS // size
     lane, group, part = tl.arange(0, SPAN), tl.arange(0, GROUPS), tl.arange(0, SPLITS)
-    span = first * GROUP + lane
-    real = (span < channels) & (lane < GROUPS * GROUP)
+    span = first * size + lane
+    real = (span < channels) & (lane < GROUPS * size)
     known = (part < splits)[:, None] & real[None, :]
     at = partial + (image * splits + part[:, None]) * 2 * channels + span[None, :]
     means, aways = tl.load(at, known, 0.0), tl.load(at + channels, known, 0.0)
@@ -182,20 +191,18 @@ def normalize_kernel(
     mean = tl.sum(means * counts, 0) / every
     off = tl.where(known, means - mean[None, :], 0.0)
     away = tl.sum(aways + counts * off * off, 0)
-    if HAS_SHIFT:
-        mean += tl.load(shift + image * apart + span, real, 0.0).to(tl.float32)
-    member = ((lane // GROUP)[:, None] == group[None, :]) & real[:, None]
-    middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / GROUP
+    mean += tl.load(shift + image * apart + span, real & (shifted != 0), 0.0).to(tl.float32)
+    member = ((lane // size)[:, None] == group[None, :]) & real[:, None]
+    middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / size
     apart_from = tl.where(member, mean[:, None] - middle[None, :], 0.0)
     spread = tl.sum(tl.where(member, away[:, None], 0.0) + every * apart_from * apart_from, 0)
-    scale = 1.0 / tl.sqrt(spread / (every * GROUP) + eps)
+    scale = 1.0 / tl.sqrt(spread / (every * size) + eps)
     column = tile * COLUMNS + tl.arange(0, COLUMNS)
     own = column < channels
-    mine = (column // GROUP - first)[:, None] == group[None, :]
+    mine = (column // size - first)[:, None] == group[None, :]
     factor = tl.sum(tl.where(mine, scale[None, :], 0.0), 1)
     plus = -tl.sum(tl.where(mine, middle[None, :], 0.0), 1)
-    if HAS_SHIFT:
-        plus += tl.load(shift + image * apart + column, own, 0.0).to(tl.float32)
+    plus += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)
     if HAS_WEIGHT:
         factor *= tl.load(weight + column, own, 0.0).to(tl.float32)
     plus *= factor
@@ -206,7 +213,8 @@ def normalize_kernel(
     end = tl.minimum(start + chunk, positions)
     for begin in range(start, end, ROWS):
         value, inside = _rows(x + place, begin, end, channels, column, own, ROWS)
-        result = activate(value * factor[None, :] + plus[None, :], ACT)
+        result = value * factor[None, :] + plus[None, :]
+        result = tl.where(active != 0, activate(result, ACT), result)
         row = begin + tl.arange(0, ROWS)
         tl.store(out + place + row[:, None] * channels + column[None, :], result.to(out.dtype.element_ty), inside)
 

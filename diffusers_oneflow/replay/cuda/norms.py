@@ -18,6 +18,8 @@ from .table import on_cuda
 _TILE = 2048
 # Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
 _HELD, _COLUMNS, _SPLITS = 16384, 64, 64
+# At least so many groups, and parts, does a program merge, though there may be fewer: each other number would be compiled.
+_GROUPS, _PARTS = 8, 16
 # A group of so many numbers has one program, which reads them once.
 _ALONE = 4096
 _Maybe = torch.Tensor | None
@@ -96,9 +98,11 @@ class GroupNorm:
             num_warps=tiles.warps,
         )  # fmt: skip
         kernels.normalize_kernel[grid](
-            out, x, shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk, tiles.splits, self._eps,
-            group, shift is not None, weight is not None, self._act, tiles.rows, tiles.columns, _span(tiles.columns, group),
-            power(_groups(tiles.columns, group)), power(tiles.splits), early, num_warps=tiles.warps, **waits,
+            out, x, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
+            self._eps, int(self._act != "none"), int(shift is not None), tiles.splits, group,
+            weight is not None, "silu" if self._act == "none" else self._act, tiles.rows, tiles.columns,
+            _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),
+            1 if tiles.splits == 1 else max(_PARTS, power(tiles.splits)), early, num_warps=tiles.warps, **waits,
         )  # fmt: skip
 
 
@@ -117,7 +121,7 @@ def _groups(columns: int, group: int) -> int:
 
 def _span(columns: int, group: int) -> int:
     """All channels of those groups, a power of two."""
-    return power(_groups(columns, group) * group)
+    return max(2 * columns, power(_groups(columns, group) * group))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""What libraries clear inside a CUDA graph is cleared by kernels: for a memset between two of them the GPU waits longer.
+
+Functions and structures: cuda.h of CUDA 12 and 13, which agree.
+"""
+
+import ctypes
+import functools
+from collections.abc import Iterable, Sequence
+from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any
+
+import torch
+
+from . import kernels
+from .light import blocks
+
+_KERNEL, _MEMSET = 0, 2
+# Words of one program; bytes up to which kernels are as fast as the GPU's own way.
+_WORDS, _MOST_BYTES = 1024, 1 << 20
+
+
+class _Memset(ctypes.Structure):
+    _fields_ = (("place", c_uint64), ("pitch", c_size_t), ("value", c_uint), ("size", c_uint), ("width", c_size_t),
+                ("height", c_size_t))  # fmt: skip
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = (("function", c_void_p), ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint),
+                ("arguments", ctypes.POINTER(ctypes.POINTER(c_uint64))), ("extra", c_void_p), ("kernel", c_void_p),
+                ("context", c_void_p))  # fmt: skip
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _call(name: str, *args: Any) -> None:
+    if status := getattr(_library(), name)(*args):
+        raise RuntimeError(f"{name} returned status {status}")
+
+
+def replace(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
+    """Put a kernel in the place of each small memset; returns how many there were.
+
+    Args:
+        graph: captured with ``keep_graph=True`` and not instantiated yet.
+    """
+    whole = c_void_p(graph.raw_cuda_graph())
+    memsets = []
+    for node in _nodes(whole, _MEMSET):
+        made = _Memset()
+        _call("cuGraphMemsetNodeGetParams", node, byref(made))
+        size = made.size * made.width
+        if made.value == 0 and made.height == 1 and size <= _MOST_BYTES and size % 4 == made.place % 4 == 0:
+            memsets.append((node, (made.place, size)))
+    if not memsets:
+        return 0
+    with torch.cuda.device(device):
+        clearing = _captured(dict.fromkeys(span for _, span in memsets))
+    found = {}
+    for node in _nodes(c_void_p(clearing.raw_cuda_graph()), _KERNEL):
+        kernel = _Kernel()
+        _call("cuGraphKernelNodeGetParams_v2", node, byref(kernel))
+        found[kernel.arguments[0][0], kernel.arguments[1][0] & 0xFFFFFFFF] = kernel
+    for node, (place, size) in memsets:
+        before, after = (_neighbours(name, node) for name in ("cuGraphNodeGetDependencies", "cuGraphNodeGetDependentNodes"))
+        new = c_void_p()
+        _call("cuGraphAddKernelNode_v2", byref(new), whole, _array(before), c_size_t(len(before)), byref(found[place, size // 4]))
+        both = _array([new.value] * len(after)), _array(after)
+        if after:
+            _call("cuGraphAddDependencies", whole, *both, c_size_t(len(after)))
+        _call("cuGraphDestroyNode", node)
+    return len(memsets)
+
+
+def _captured(spans: Iterable[tuple[int, int]]) -> torch.cuda.CUDAGraph:
+    """A graph of kernels that clear these places, (address, bytes) each."""
+    scratch = torch.zeros(1, dtype=torch.int32, device="cuda")
+    _clear(scratch.data_ptr(), 4)  # compiles it, which a capture could not wait for
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for place, size in spans:
+            _clear(place, size)
+    return graph
+
+
+def _clear(place: int, size: int) -> None:
+    kernels.clear_kernel[blocks(size // 4, _WORDS)](place, size // 4, _WORDS, num_warps=4)
+
+
+def _nodes(graph: c_void_p, kind: int) -> list[c_void_p]:
+    count = c_size_t()
+    _call("cuGraphGetNodes", graph, None, byref(count))
+    nodes = (c_void_p * count.value)()
+    _call("cuGraphGetNodes", graph, nodes, byref(count))
+    found = []
+    for address in nodes[: count.value]:
+        node, is_a = c_void_p(address), c_uint()
+        _call("cuGraphNodeGetType", node, byref(is_a))
+        if is_a.value == kind:
+            found.append(node)
+    return found
+
+
+def _neighbours(name: str, node: c_void_p) -> list[int | None]:
+    count = c_size_t()
+    _call(name, node, None, byref(count))
+    nodes = (c_void_p * count.value)()
+    _call(name, node, nodes, byref(count))
+    return list(nodes[: count.value])
+
+
+def _array(nodes: Sequence[int | None]) -> Any:
+    return (c_void_p * len(nodes))(*nodes)
