@@ -295,6 +295,10 @@ class Dispatcher:
                 engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
                 tensors = call.tensors(opened)
+                if structure.device.type != "cpu":
+                    from .replay import devices
+
+                    devices.device_for(structure.device).wake()
                 rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype())
                 make = functools.partial(self._capture, module, call, opened)
                 found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)

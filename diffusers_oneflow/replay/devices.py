@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ class Device(Protocol):
 
     def find(self, op: str) -> Callable[..., Any] | None:
         """A lowering of its own for an op, called with (`Lowered`, node, arguments as `Ref`), or None: torch's op runs."""
+
+    def wake(self) -> None:
+        """A graph will be built: what takes long to load may be loaded meanwhile."""
 
     def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile.
@@ -53,6 +57,9 @@ class Plain:
         """No kernels of its own."""
         return None
 
+    def wake(self) -> None:
+        """There is nothing to load."""
+
     def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """`run` itself."""
         return run
@@ -75,6 +82,7 @@ class Cuda(Plain):
 
     def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
+        self._awake = False
         self._last: torch.cuda.Event | None = None
         self._side: torch.cuda.Stream | None = None
 
@@ -83,6 +91,19 @@ class Cuda(Plain):
         from . import cuda
 
         return cuda.TABLE.get(op)
+
+    def wake(self) -> None:
+        """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds."""
+
+        def load() -> None:
+            from .cuda import memsets
+
+            with torch.cuda.device(self.torch), contextlib.suppress(Exception):  # it fails again where it is needed, and says so
+                memsets.load()
+
+        if not self._awake:
+            self._awake = True
+            threading.Thread(target=load, name="diffusers_oneflow loads Triton").start()
 
     def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
         """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""

@@ -1,89 +1,168 @@
-"""What was measured is kept, and read again."""
+"""Ways to compute a step are measured in the graph that they are for; what was found is kept, and read again."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 
-from diffusers_oneflow.replay.cuda import choice
+from diffusers_oneflow.replay.cuda import choice, kept
 
 GPU = torch.device("cuda", 0)
 
 
-@pytest.fixture
-def file(tmp_path, monkeypatch):
-    """As on a GPU whose kernels take so many milliseconds."""
-    path = tmp_path / "kernels.json"
-    monkeypatch.setattr(choice, "_file", lambda device: path)
-    choice._known.cache_clear()
-    yield path
-    choice._known.cache_clear()
+class Clock:
+    """The time on a GPU whose kernels take as long as they say."""
+
+    now = 0.0
 
 
-def candidates(*milliseconds):
-    """Each gives its time; None is one that raises."""
+class Event:
+    """A place in a graph, at the time at which it was last passed."""
 
-    def make(value):
-        def call():
-            if value is None:
-                raise RuntimeError("not on this GPU")
-            return value
+    def record(self):
+        Graph.doing.append(lambda: setattr(self, "at", Clock.now))
 
-        return call
+    def elapsed_time(self, end):
+        return end.at - self.at
 
-    return [make(m) for m in milliseconds]
+
+class Graph:
+    """What was done while it was recorded is done again."""
+
+    doing: ClassVar[list] = []
+
+    def __init__(self, steps, out):
+        Graph.doing = []
+        for step in steps:
+            step(out)
+        self.done, Graph.doing = Graph.doing, []
+
+    def replay(self):
+        for do in self.done:
+            do()
+
+
+class Step(choice.Ways):
+    """Ways that take some milliseconds each, and say how they fail.
+
+    Args:
+        ways: for each, milliseconds, or None for one that raises; or ``(milliseconds, what it makes)``.
+        fails_in_graphs: the numbers of those that work only outside.
+    """
+
+    def __init__(self, *ways, spare=0, kind="kind", fails_in_graphs=()):
+        super().__init__()
+        self.given, self.spare, self.kind, self.fails = ways, spare, kind, fails_in_graphs
+        self.ran: list[int] = []
+
+    def __call__(self, out):
+        self._compute(self.kind, (out,), GPU, self.spare)
+
+    def _ways(self, out):
+        return [(lambda out, n=n: self.run(n, out), f"way {n}") for n in range(len(self.given))]
+
+    def run(self, number, out):
+        takes, makes = self.given[number] if isinstance(self.given[number], tuple) else (self.given[number], 1.0)
+        recording = choice._open is not None and choice._open._marks is not None
+        if isinstance(takes, Exception):
+            raise takes
+        if takes is None or (recording and number in self.fails):
+            raise RuntimeError("not on this GPU")
+        self.ran.append(number)
+        out.fill_(makes)
+        Graph.doing.append(lambda: setattr(Clock, "now", Clock.now + takes))
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch):
-    measured = []
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "kernels.json"
+    monkeypatch.setattr(kept, "_file", lambda device: path)
+    monkeypatch.setattr(choice, "_event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    kept.known.cache_clear()
+    yield path
+    kept.known.cache_clear()
 
-    def take(candidate):
-        measured.append(candidate)
-        return candidate()
 
-    monkeypatch.setattr(choice, "_milliseconds", take)
-    return measured
+def settled(*steps) -> list[int]:
+    """The numbers of the ways that are taken."""
+    out = torch.zeros(4)
+    with choice.measuring(0) as session:
+        for step in steps:
+            step(out)
+        session.settle(lambda: Graph(steps, out).replay)
+    return [int(step.name.removeprefix("way ")) for step in steps]
 
 
-def test_the_fastest_that_runs_is_taken_and_kept(file, clock):
-    assert choice.fastest("key", candidates(3.0, None, 1.0, 2.0, 0.1), GPU) == 2  # the last is spare
-    choice.keep(0)
-    assert json.loads(file.read_text()) == {"'key'": 2}
-    choice._known.cache_clear()
-    clock.clear()
-    assert choice.fastest("key", candidates(0.5, 1.0, 9.0, 1.0, 1.0), GPU) == 2 and clock == []
+def test_the_fastest_that_runs_is_taken_and_kept(file):
+    assert settled(Step(3.0, None, 1.0, 2.0, 0.1, spare=1)) == [2]
+    assert json.loads(file.read_text()) == {"('kind', 5)": 2}
+    kept.known.cache_clear()
+    again = Step(0.5, 1.0, 9.0, 1.0, 1.0, spare=1)
+    assert settled(again) == [2] and set(again.ran) == {2}  # nothing is measured
+
+
+def test_steps_of_one_kind_are_judged_by_what_all_take_together():
+    assert settled(Step(1.0, 2.0), Step(5.0, 2.0), Step(1.0, 2.0, kind="other")) == [1, 1, 0]
+
+
+def test_a_graph_with_the_ways_that_were_taken_computes_each_step_once():
+    step = Step(3.0, 1.0)
+    assert settled(step) == [1]
+    step.ran.clear()
+    step(torch.zeros(4))
+    assert step.ran == [1] and step.able == {}
 
 
 def test_what_was_kept_and_does_not_run_is_measured_again(file):
-    file.write_text(json.dumps({"'key'": 1, "'other'": "x"}))
-    assert choice.fastest("key", candidates(3.0, None, 1.0), GPU) == 0
+    file.write_text(json.dumps({"('kind', 3)": 1, "'other'": "x"}))
+    assert settled(Step(3.0, None, 1.0)) == [2]
 
 
 @pytest.mark.parametrize("text", ["[", "[1]", "{"])
 def test_a_damaged_file_is_measured_anew(file, text):
     file.write_text(text)
-    assert choice.fastest("key", candidates(2.0, 1.0, 5.0), GPU) == 1
+    assert settled(Step(2.0, 1.0)) == [1]
 
 
-def test_what_is_spare_is_taken_where_nothing_else_runs(file):
-    assert choice.fastest("key", candidates(None, None, 4.0), GPU) == 2
+def test_what_is_spare_is_taken_where_nothing_else_runs():
+    assert settled(Step(None, None, 4.0, spare=1)) == [2]
     with pytest.raises(RuntimeError, match="no kernel computes this: not on this GPU"):
-        choice.fastest("other", candidates(None, None), GPU)
+        settled(Step(None, None, kind="other"))
 
 
-def test_memory_that_is_short_is_said_as_such(file):
-    def short():
-        raise torch.OutOfMemoryError("no room")
-
+def test_memory_that_is_short_is_said_as_such():
     with pytest.raises(torch.OutOfMemoryError):
-        choice.fastest("key", [short, short], GPU)
+        settled(Step(torch.OutOfMemoryError("no room"), torch.OutOfMemoryError("no room")))
 
 
-def test_measuring_ends_with_its_time(file, clock, monkeypatch):
-    monkeypatch.setattr(choice.Budget, "left", 0.0)
-    assert choice.fastest("key", candidates(2.0, 1.0, 1.0), GPU) == 0 and len(clock) == 1
+def test_a_way_that_works_outside_of_graphs_only_is_left_out():
+    assert settled(Step(3.0, 1.0, 2.0, fails_in_graphs=(1,))) == [2]
 
 
-def test_off_a_gpu_what_needs_no_library_is_taken():
-    assert choice.fastest("key", candidates(1.0, 2.0), torch.device("cpu")) == 1
+def test_measuring_ends_with_its_time(monkeypatch):
+    monkeypatch.setattr(choice, "SECONDS", 0.0)
+    assert settled(Step(2.0, 1.0, 1.0)) == [0]
+
+
+def test_a_way_that_computes_something_else_is_left_out():
+    steps = [Step(3.0, (1.0, 1.2), 2.0, 9.0, spare=1) for _ in range(2)]
+    with pytest.warns(UserWarning, match=r"left out: 1 \(way 1\) of \('kind', 4\)"):
+        assert settled(*steps) == [2, 2]
+
+
+def test_ways_that_round_differently_agree():
+    assert settled(Step(3.0, (1.0, 1.004), 2.0)) == [1]
+
+
+def test_where_all_are_wrong_torch_computes():
+    with pytest.warns(UserWarning, match="left out"):
+        assert settled(Step((1.0, 3.0), (2.0, 2.0), 9.0, spare=1)) == [2]
+
+
+def test_off_a_gpu_what_needs_no_library_is_taken(monkeypatch):
+    monkeypatch.setattr(Step, "__call__", lambda self, out: self._compute("kind", (out,), torch.device("cpu"), 1))
+    step = Step(1.0, 2.0)
+    step(torch.zeros(4))
+    assert step.ran == [1]

@@ -26,6 +26,9 @@ class OnPlain:
         self.captured += 1
         return run
 
+    def wake(self):
+        pass
+
     def finish(self):
         self.finished += 1
 

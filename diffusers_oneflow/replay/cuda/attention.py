@@ -1,6 +1,7 @@
 """Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from ..values import Ref
 from . import choice
 from .table import on_cuda
 
-_BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+_aten = torch.ops.aten
+# Torch's own way to choose asks for settings of the whole process: others, who compute meanwhile, would see them.
+_DIRECT: dict[SDPBackend, Callable[..., Any]] = {
+    SDPBackend.CUDNN_ATTENTION: _aten._scaled_dot_product_cudnn_attention.default,
+    SDPBackend.FLASH_ATTENTION: _aten._scaled_dot_product_flash_attention.default,
+    SDPBackend.EFFICIENT_ATTENTION: _aten._scaled_dot_product_efficient_attention.default,
+    SDPBackend.MATH: _aten._scaled_dot_product_attention_math.default,
+}
+_BACKENDS = tuple(_DIRECT)
 _Maybe = torch.Tensor | None
 
 
@@ -35,7 +44,8 @@ class Ways(choice.Ways):
 
     def prepare(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
         """Let cuDNN compile; any thread may."""
-        self._run(_BACKENDS[0], q, k, v, mask)
+        if mask is None:
+            self._run(_BACKENDS[0], q, k, v, mask)
 
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
@@ -48,6 +58,16 @@ class Ways(choice.Ways):
 
     def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         q, k, v = (t.unflatten(-1, (self._heads, -1)).transpose(1, 2) for t in (q, k, v))
-        with sdpa_kernel(backend):
-            made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)
+        made: torch.Tensor
+        if mask is None and (not self._causal or q.shape == k.shape):
+            # Its arguments after these differ from one to the other.
+            more = (
+                {}
+                if backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
+                else {"attn_bias": None, "compute_log_sumexp": False}
+            )
+            made = _DIRECT[backend](q, k, v, is_causal=self._causal, scale=self._scale, **more)[0]
+        else:
+            with sdpa_kernel(backend):
+                made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)
         return made.transpose(1, 2).flatten(2).contiguous()

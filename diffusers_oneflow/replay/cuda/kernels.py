@@ -192,14 +192,17 @@ def normalize_kernel(
     off = tl.where(known, means - mean[None, :], 0.0)
     away = tl.sum(aways + counts * off * off, 0)
     mean += tl.load(shift + image * apart + span, real & (shifted != 0), 0.0).to(tl.float32)
-    member = ((lane // size)[:, None] == group[None, :]) & real[:, None]
+    # By comparing, since a division takes longer than all of this.
+    begins = group * size
+    member = (lane[:, None] >= begins[None, :]) & (lane[:, None] < begins[None, :] + size) & real[:, None]
     middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / size
     apart_from = tl.where(member, mean[:, None] - middle[None, :], 0.0)
     spread = tl.sum(tl.where(member, away[:, None], 0.0) + every * apart_from * apart_from, 0)
     scale = 1.0 / tl.sqrt(spread / (every * size) + eps)
     column = tile * COLUMNS + tl.arange(0, COLUMNS)
     own = column < channels
-    mine = (column // size - first)[:, None] == group[None, :]
+    within = column - first * size
+    mine = (within[:, None] >= begins[None, :]) & (within[:, None] < begins[None, :] + size)
     factor = tl.sum(tl.where(mine, scale[None, :], 0.0), 1)
     plus = -tl.sum(tl.where(mine, middle[None, :], 0.0), 1)
     plus += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)

@@ -74,11 +74,16 @@ def replace(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
     return len(memsets)
 
 
+def load() -> None:
+    """Compile the kernel, which a capture could not wait for."""
+    scratch = torch.zeros(1, dtype=torch.int32, device="cuda")
+    _clear(scratch.data_ptr(), 4)
+    torch.cuda.current_stream().synchronize()
+
+
 def _captured(spans: Iterable[tuple[int, int]]) -> torch.cuda.CUDAGraph:
     """A graph of kernels that clear these places, (address, bytes) each."""
-    scratch = torch.zeros(1, dtype=torch.int32, device="cuda")
-    _clear(scratch.data_ptr(), 4)  # compiles it, which a capture could not wait for
-    torch.cuda.synchronize()
+    load()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for place, size in spans:

@@ -14,12 +14,12 @@ from .chains import Chain
 from .light import blocks, fits, power
 from .table import on_cuda
 
-# Numbers that one program of a row norm has in hand.
-_TILE = 2048
+# Numbers that one program of a row norm has in hand where there are enough rows: for so many programs.
+_TILE, _BUSY = 1024, 1024
 # Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
 _HELD, _COLUMNS, _SPLITS = 16384, 64, 64
-# At least so many groups, and parts, does a program merge, though there may be fewer: each other number would be compiled.
-_GROUPS, _PARTS = 8, 16
+# At least so many groups does a program merge, though there may be fewer: each other number would be compiled.
+_GROUPS = 8
 # A group of so many numbers has one program, which reads them once.
 _ALONE = 4096
 _Maybe = torch.Tensor | None
@@ -102,7 +102,7 @@ class GroupNorm:
             self._eps, int(self._act != "none"), int(shift is not None), tiles.splits, group,
             weight is not None, "silu" if self._act == "none" else self._act, tiles.rows, tiles.columns,
             _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),
-            1 if tiles.splits == 1 else max(_PARTS, power(tiles.splits)), early, num_warps=tiles.warps, **waits,
+            _parts(tiles.splits), early, num_warps=tiles.warps, **waits,
         )  # fmt: skip
 
 
@@ -122,6 +122,11 @@ def _groups(columns: int, group: int) -> int:
 def _span(columns: int, group: int) -> int:
     """All channels of those groups, a power of two."""
     return max(2 * columns, power(_groups(columns, group) * group))
+
+
+def _parts(splits: int) -> int:
+    """A power of four that is not less: between them, each would be compiled for little gain."""
+    return power(splits) if power(splits).bit_length() % 2 else 2 * power(splits)
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,14 @@ class Tiles:
         return Tiles(columns, -(-positions // chunk), chunk, rows)
 
 
+def _rows_at_once(rows: int, block: int) -> tuple[int, int]:
+    """Rows of one program of a row norm, and its warps: few warps where there are many rows, the more work for each the fewer."""
+    many = max(1, _TILE // block)
+    if many * _BUSY > rows:
+        return 1, max(1, min(8, block // 256))
+    return many, max(1, min(8, many * block // 1024))
+
+
 def _row_norm(
     lowered: Lowered,
     node: torch.fx.Node,
@@ -171,13 +184,13 @@ def _row_norm(
     ends = products.without_ends(lowered, x)
     x = lowered.contiguous(node, x)
     rows, block = math.prod(x.shape) // columns, power(columns)
-    many = max(1, _TILE // block)
+    many, warps = _rows_at_once(rows, block)
     plus, residual = ends or (None, None)
 
     def run(out: torch.Tensor, x: torch.Tensor, plus: _Maybe, residual: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         kernels.row_norm_kernel[blocks(rows, many)](
             out, x, plus, residual, weight, bias, rows, columns, rows * columns, float(eps), rms, residual is not None,
-            plus is not None, weight is not None, bias is not None, many, block, num_warps=4 if block <= 2048 else 8,
+            plus is not None, weight is not None, bias is not None, many, block, num_warps=warps,
         )  # fmt: skip
 
     sizes = x.shape if ends is None else (2, *x.shape)
