@@ -67,19 +67,17 @@ def finish_kernel(
 
 
 @triton.jit
-def gated_kernel(out, x, rows, columns, ACT: tl.constexpr, GATE_FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def gated_kernel(out, x, size, columns, ACT: tl.constexpr, GATE_FIRST: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """x (rows, 2 columns) -> ``a * act(b)`` of its halves, or ``act(a) * b``."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    at = x + row[:, None] * (2 * columns) + column[None, :]
-    a = tl.load(at, inside).to(tl.float32)
-    b = tl.load(at + columns, inside).to(tl.float32)
+    at, inside = _place(size, BLOCK, WIDE)
+    row, column = at // columns, at % columns
+    a = tl.load(x + row * (2 * columns) + column, inside).to(tl.float32)
+    b = tl.load(x + row * (2 * columns) + columns + column, inside).to(tl.float32)
     if GATE_FIRST:  # noqa: SIM108 (Triton decides this when it compiles)
         value = activate(a, ACT) * b
     else:
         value = a * activate(b, ACT)
-    tl.store(out + row[:, None] * columns + column[None, :], value.to(out.dtype.element_ty), inside)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit

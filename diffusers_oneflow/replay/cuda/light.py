@@ -1,6 +1,5 @@
 """Lowerings on CUDA of what is bound by memory."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from .table import on_cuda
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # Numbers that one program of an elementwise kernel does, with 4 warps.
 _BLOCK = 1024
-# The same in two dimensions: to divide each place by the columns took as long as to read it.
-_ROWS, _COLUMNS = 4, 256
 
 
 def fits(*tensors: Ref | None) -> bool:
@@ -62,9 +59,8 @@ def gated(lowered: Lowered, node: torch.fx.Node, x: Ref, act: str, gate_first: b
     made = node.meta["val"]
 
     def run(out: torch.Tensor, x: torch.Tensor) -> None:
-        columns, rows = out.shape[-1], math.prod(out.shape[:-1])
-        kernels.gated_kernel[-(-rows // _ROWS), -(-columns // _COLUMNS)](
-            out, x, rows, columns, suited(act, out.dtype), gate_first, _ROWS, _COLUMNS, num_warps=4
+        kernels.gated_kernel[blocks(out.numel(), _BLOCK)](
+            out, x, out.numel(), out.shape[-1], suited(act, out.dtype), gate_first, _BLOCK, _wide(x), num_warps=4
         )
 
     return lowered.step(node, run, (x,), made.shape, made.dtype, "triton gated")
