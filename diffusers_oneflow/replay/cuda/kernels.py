@@ -80,35 +80,36 @@ def gated_kernel(out, x, size, columns, ACT: tl.constexpr, GATE_FIRST: tl.conste
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+# Each variant takes a third of a second to compile, and a model has 20 kinds of group norms: what costs nothing is no constexpr.
+@triton.jit(do_not_specialize=["active", "shifted", "size"])
 def group_norm_kernel(
-    out, x, shift, apart, weight, bias, positions, channels, eps,
-    GROUP: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    out, x, shift, apart, weight, bias, positions, channels, eps, active, shifted, size,
+    HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``act((x + shift - mean) / deviation * weight + bias)`` for one group of GROUP channels of one image, all in registers.
+    """``act((x + shift - mean) / deviation * weight + bias)`` for one group of `size` channels of one image, all in registers.
 
-    x (n, positions, channels) with at most ROWS positions, GROUP at most COLUMNS; shift (n, channels) with rows so far `apart`.
+    x (n, positions, channels) with at most ROWS positions, `size` at most COLUMNS; shift (n, channels) with rows so far `apart`.
+    Without `active` there is no activation, and without `shifted` no shift.
     """
     group, image = tl.program_id(0), tl.program_id(1)
     lane, row = tl.arange(0, COLUMNS), tl.arange(0, ROWS)
-    own = lane < GROUP
-    column = group * GROUP + lane
+    own = lane < size
+    column = group * size + lane
     inside = (row < positions)[:, None] & own[None, :]
     at = image.to(tl.int64) * positions * channels + row[:, None] * channels + column[None, :]
     # From the first number on, or the sum of numbers far from 0 would lose their differences.
-    near = tl.load(x + image.to(tl.int64) * positions * channels + group * GROUP).to(tl.float32)
+    near = tl.load(x + image.to(tl.int64) * positions * channels + group * size).to(tl.float32)
     value = tl.load(x + at, inside, 0.0).to(tl.float32) - near
-    if HAS_SHIFT:
-        value += tl.load(shift + image * apart + column, own, 0.0).to(tl.float32)[None, :]
-    count = (positions * GROUP).to(tl.float32)
+    value += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)[None, :]
+    count = (positions * size).to(tl.float32)
     value = tl.where(inside, value, 0.0)
     value = tl.where(inside, value - tl.sum(tl.sum(value, 0), 0) / count, 0.0)
     value *= 1.0 / tl.sqrt(tl.sum(tl.sum(value * value, 0), 0) / count + eps)
     if HAS_WEIGHT:
         value *= tl.load(weight + column, own, 0.0).to(tl.float32)[None, :]
         value += tl.load(bias + column, own, 0.0).to(tl.float32)[None, :]
-    tl.store(out + at, activate(value, ACT).to(out.dtype.element_ty), inside)
+    value = tl.where(active != 0, activate(value, ACT), value)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -161,7 +162,6 @@ def moments_kernel(
         tl.extra.cuda.gdc_launch_dependents()
 
 
-# Each variant takes a third of a second to compile, and a model has 20 kinds of group norms: what costs nothing is no constexpr.
 @triton.jit(do_not_specialize=["active", "shifted", "splits", "size"])
 def normalize_kernel(
     out, x, shift, apart, weight, bias, partial, positions, channels, chunk, eps, active, shifted, splits, size,

@@ -20,8 +20,8 @@ _TILE, _BUSY = 1024, 1024
 _HELD, _COLUMNS, _SPLITS = 16384, 64, 64
 # At least so many groups does a program merge, though there may be fewer: each other number would be compiled.
 _GROUPS = 8
-# A group of so many numbers has one program, which reads them once.
-_ALONE = 4096
+# A group of so many numbers has one program, which reads them once: 6.3 microseconds for 8.5 at 16x16x1280 on an H200.
+_ALONE = 16384
 _Maybe = torch.Tensor | None
 
 
@@ -82,9 +82,17 @@ class GroupNorm:
     def _alone(self, positions: int, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         n, channels, rows, columns = x.shape[0], x.shape[-1], power(positions), power(x.shape[-1] // self._groups)
         kernels.group_norm_kernel[(self._groups, n)](
-            out, x, shift, _apart(shift), weight, bias, positions, channels, self._eps, channels // self._groups,
-            shift is not None, weight is not None, self._act, rows, columns, num_warps=max(1, min(4, rows * columns // 512)),
+            out, x, x if shift is None else shift, _apart(shift), weight, bias, positions, channels, self._eps,
+            *self._flags(shift), channels // self._groups, weight is not None, self._kernel_act, rows, columns,
+            num_warps=max(1, min(16, rows * columns // 1024)),
         )  # fmt: skip
+
+    def _flags(self, shift: _Maybe) -> tuple[int, int]:
+        return int(self._act != "none"), int(shift is not None)
+
+    @property
+    def _kernel_act(self) -> str:
+        return "silu" if self._act == "none" else self._act
 
     def run(self, tiles: "Tiles", out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         """Compute in two launches with such tiles."""
@@ -99,8 +107,7 @@ class GroupNorm:
         )  # fmt: skip
         kernels.normalize_kernel[grid](
             out, x, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
-            self._eps, int(self._act != "none"), int(shift is not None), tiles.splits, group,
-            weight is not None, "silu" if self._act == "none" else self._act, tiles.rows, tiles.columns,
+            self._eps, *self._flags(shift), tiles.splits, group, weight is not None, self._kernel_act, tiles.rows, tiles.columns,
             _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),
             _parts(tiles.splits), early, num_warps=tiles.warps, **waits,
         )  # fmt: skip
@@ -165,7 +172,7 @@ def _rows_at_once(rows: int, block: int) -> tuple[int, int]:
     many = max(1, _TILE // block)
     if many * _BUSY > rows:
         return 1, max(1, min(8, block // 256))
-    return many, max(1, min(8, many * block // 1024))
+    return many, 1 if block <= _TILE else min(8, block // 512)
 
 
 def _row_norm(

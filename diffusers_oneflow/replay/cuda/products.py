@@ -134,7 +134,7 @@ class Ways(choice.Ways):
         if x.is_cuda and even and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, bias, residual, out)):
             with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
                 library = cublaslt.Product(out, x, weight, *own)
-                many = 1 if self._small else len(library.algorithms)
+                many = 1 if math.prod(self._shape) <= _SMALL else len(library.algorithms)
                 for number in range(many):
                     ways.append((self._by_library(functools.partial(library, number), whole), "cublasLt"))
         ways.append((self._in_torch, "cublas"))
