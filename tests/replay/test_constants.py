@@ -62,7 +62,8 @@ def test_cudnn_types_and_notes():
     text = cudnn_header()
     names = ("FLOAT", "HALF", "BFLOAT16")
     assert list(cudnn._TYPES.values()) == [value(text, f"CUDNN_DATA_{name}") for name in names]
-    notes = ("REDUCED_PRECISION_REDUCTION", "NONDETERMINISTIC")
+    sizes = ("", "_TILE_4x4", "_TILE_6x6", "_TILE_13x13")
+    notes = ("REDUCED_PRECISION_REDUCTION", "NONDETERMINISTIC", *(f"WINOGRAD{size}" for size in sizes))
     assert {value(text, f"CUDNN_NUMERICAL_NOTE_{name}") for name in notes} == cudnn._UNWANTED_NOTES
 
 

@@ -255,3 +255,23 @@ def test_a_model_by_the_lowerings_of_a_gpu(monkeypatch):
     assert {tuple(ref.shape) for ref in norm.args[:2]} == {(2, 8, 8, 16), (2, 16)}
     assert len(graph._groups) == 2
     assert all(step.planned == (1,) for step in graph.steps if step.op == "oneflow.attention.default")
+
+
+def chained(x, *instruction):
+    """One instruction of dense numbers."""
+    made = torch.empty_like(x)
+    chains.Chain(tuple(x.shape), [tuple(x.shape)], [x.stride()], [instruction])(made, x)
+    return made.double()
+
+
+@pytest.mark.parametrize("size", [1e-6, 0.1, 0.2499, 0.2501, 3.0, 30.0])
+def test_tanh_keeps_its_digits_near_0(size):
+    x = numbers(1000) * size
+    expected = x.double().tanh()
+    assert ((chained(x, "act", 0, 0, "tanh") - expected).abs() <= 1e-6 * expected.abs()).all()
+
+
+@pytest.mark.parametrize("code, exact", [("sqrt", torch.sqrt), ("rsqrt", torch.rsqrt)])
+def test_roots_of_the_smallest_numbers(code, exact):
+    x = torch.tensor([1e-40, 3e-39, 1e-38, 2.0])
+    assert torch.allclose(chained(x, code, 0, 0, None), exact(x.double()), rtol=1e-6, atol=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_efficient_attention, can_use_flash_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..lowering import Lowered
@@ -22,6 +23,11 @@ _DIRECT: dict[SDPBackend, Callable[..., Any]] = {
     SDPBackend.MATH: _aten._scaled_dot_product_attention_math.default,
 }
 _BACKENDS = tuple(_DIRECT)
+_FITS = {
+    SDPBackend.CUDNN_ATTENTION: can_use_cudnn_attention,
+    SDPBackend.FLASH_ATTENTION: can_use_flash_attention,
+    SDPBackend.EFFICIENT_ATTENTION: can_use_efficient_attention,
+}
 _Maybe = torch.Tensor | None
 
 
@@ -45,7 +51,7 @@ class Ways(choice.Ways):
     def prepare(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
         """Let cuDNN compile; any thread may."""
         if mask is None:
-            self._run(_BACKENDS[0], q, k, v, mask)
+            self._ways(q, k, v, mask)[0][0](q, k, v, mask)
 
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
@@ -53,11 +59,18 @@ class Ways(choice.Ways):
         made: torch.Tensor = self._compute(("attention", shapes, str(q.dtype), *self.kind), (q, k, v, mask), q.device)
         return made
 
-    def _ways(self, *args: Any) -> list[choice.Way]:
-        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in _BACKENDS]
+    def _ways(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> list[choice.Way]:
+        # What torch says it is not for may compute anything, or end the process.
+        given = SDPAParams(self._by_head(q), self._by_head(k), self._by_head(v), mask, 0.0, self._causal, False)
+        usable = [b for b in _BACKENDS if b not in _FITS or (q.is_cuda and _FITS[b](given))]
+        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in usable]
+
+    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = x.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        return made
 
     def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
-        q, k, v = (t.unflatten(-1, (self._heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = map(self._by_head, (q, k, v))
         made: torch.Tensor
         if mask is None and (not self._causal or q.shape == k.shape):
             # Its arguments after these differ from one to the other.

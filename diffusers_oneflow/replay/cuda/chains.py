@@ -24,8 +24,9 @@ _SCALAR = {
     "add_scalar": "{0} + {1}", "mul_scalar": "{0} * {1}", "rsub_scalar": "{1} - {0}", "rdiv_scalar": "{1} / {0}",
     "max_scalar": _MAX, "min_scalar": _MIN, 
 }  # fmt: skip
+# Square roots as they are rounded: the quick ones take bfloat16's smallest numbers for 0.
 _UNARY = {
-    "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "rsqrt": "1.0 / tl.sqrt({0})", "sin": "tl.sin({0})",
+    "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt_rn({0})", "rsqrt": "1.0 / tl.sqrt_rn({0})", "sin": "tl.sin({0})",
     "cos": "tl.cos({0})", "neg": "-{0}", "abs": "tl.abs({0})", "square": "{0} * {0}", "erf": "tl.erf({0})",
 }  # fmt: skip
 _HEAD = """import triton
@@ -45,8 +46,8 @@ _LOCK = threading.Lock()
 
 # Powers that are products: others take torch's own, whose rules for negative numbers are the ones wanted.
 _POWERS = {
-    -1.0: "1.0 / {0}", -0.5: "1.0 / tl.sqrt({0})", 0.5: "tl.sqrt({0})", 1.0: "{0}", 2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}",
-    4.0: "({0} * {0}) * ({0} * {0})",
+    -1.0: "1.0 / {0}", -0.5: "1.0 / tl.sqrt_rn({0})", 0.5: "tl.sqrt_rn({0})", 1.0: "{0}", 2.0: "{0} * {0}",
+    3.0: "{0} * {0} * {0}", 4.0: "({0} * {0}) * ({0} * {0})",
 }  # fmt: skip
 
 

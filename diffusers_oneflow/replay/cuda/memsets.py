@@ -113,8 +113,9 @@ def _neighbours(name: str, node: c_void_p) -> list[int | None]:
     count = c_size_t()
     _call(name, node, None, byref(count))
     nodes = (c_void_p * count.value)()
-    _call(name, node, nodes, byref(count))
-    return list(nodes[: count.value])
+    if nodes:  # an empty array is refused
+        _call(name, node, nodes, byref(count))
+    return list(nodes)
 
 
 def _array(nodes: Sequence[int | None]) -> Any:
