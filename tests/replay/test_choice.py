@@ -97,7 +97,8 @@ def settled(*steps) -> list[int]:
 
 def test_the_fastest_that_runs_is_taken_and_kept(file):
     assert settled(Step(3.0, None, 1.0, 2.0, 0.1, spare=1)) == [2]
-    assert json.loads(file.read_text()) == {"('kind', 5)": 2}
+    ((key, number),) = json.loads(file.read_text()).items()
+    assert key.startswith("('kind', 5, ") and number == 2
     kept.known.cache_clear()
     again = Step(0.5, 1.0, 9.0, 1.0, 1.0, spare=1)
     assert settled(again) == [2] and set(again.ran) == {2}  # nothing is measured
@@ -116,7 +117,7 @@ def test_a_graph_with_the_ways_that_were_taken_computes_each_step_once():
 
 
 def test_what_was_kept_and_does_not_run_is_measured_again(file):
-    file.write_text(json.dumps({"('kind', 3)": 1, "'other'": "x"}))
+    file.write_text(json.dumps({"('kind', 3, 'way 0', 'way 1', 'way 2')": 1, "'other'": "x"}))
     assert settled(Step(3.0, None, 1.0)) == [2]
 
 
@@ -148,7 +149,7 @@ def test_measuring_ends_with_its_time(monkeypatch):
 
 def test_a_way_that_computes_something_else_is_left_out():
     steps = [Step(3.0, (1.0, 1.2), 2.0, 9.0, spare=1) for _ in range(2)]
-    with pytest.warns(UserWarning, match=r"left out: 1 \(way 1\) of \('kind', 4\)"):
+    with pytest.warns(UserWarning, match=r"left out: 1 \(way 1\) of \('kind', 4"):
         assert settled(*steps) == [2, 2]
 
 

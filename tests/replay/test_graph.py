@@ -12,6 +12,7 @@ from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.graph import GraphClosed
 from diffusers_oneflow.replay import devices, plan
 from diffusers_oneflow.replay.graph import ReplayGraph
+from diffusers_oneflow.replay.lowering import Lowered
 from diffusers_oneflow.replay.values import Step, refs
 
 
@@ -287,3 +288,19 @@ def test_what_names_another_device_is_on_the_graphs(block):
     assert named
     graph = ReplayGraph(made, {}, [torch.randn(3)], devices.Plain("cpu"))
     torch.testing.assert_close(graph([torch.ones(3)])[0], Moves()(torch.ones(3)))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"dtype": torch.int64}, {"device": torch.device("cpu")}])
+def test_what_the_code_makes_is_made_where_the_graph_is(kwargs):
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(3)
+    full = graph.call_function(torch.ops.aten.full.default, ([3], 2), kwargs)
+    moved = graph.call_function(torch.ops.aten.to.device, (x, "cpu", torch.float16))
+    for node, dtype in ((full, torch.float32), (moved, torch.float16)):
+        node.meta["val"] = torch.empty(3, dtype=dtype)
+    graph.output((full, moved))
+    made = capture.Program(graph, ["x"], {}, {}, [full, moved], None)
+    lowered = Lowered(made, {}, {"x": torch.empty(3, device="meta")}, devices.Plain("meta"))
+    (_, of_full), (of_moved, _) = (step.args for step in lowered.steps)
+    assert of_full["device"] == of_moved[1] == torch.device("meta")

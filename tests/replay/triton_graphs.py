@@ -48,3 +48,27 @@ def test_a_norm_adds_the_residual_of_the_product_before_it(norm, early):
         stock, wide = module(x), module.double()(x.double())
     for made, mine, expected in zip(graph([x]), stock, wide):
         assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+
+
+class Attention(nn.Module):
+    """Heads whose size no fast kernel takes."""
+
+    def __init__(self, causal: bool):
+        super().__init__()
+        self.qkv, self.causal = nn.Linear(12, 36), causal
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (4, 3)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        made = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return made.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_takes_what_fits(causal):
+    torch.manual_seed(0)
+    module, x = Attention(causal).eval(), torch.randn(2, 7, 12)
+    graph = graph_of(module, x, device=Interpreted())
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    assert error(graph([x])[0], wide) <= max(1.5 * error(stock, wide), 1e-6)
+    assert [s.run.name for s in graph.steps if s.own] == ["math"]

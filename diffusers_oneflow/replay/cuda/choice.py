@@ -66,7 +66,7 @@ class Ways:
 
     def _find(self, key: object, args: tuple[Any, ...], device: torch.device, spare: int) -> None:
         ways = self._ways(*args)
-        self.key = repr((key, len(ways)))
+        self.key = repr((key, len(ways), *sorted({name for _, name in ways})))
         number: int | None = len(ways) - 1  # in Triton's interpreter: what needs no library of the GPU's comes last
         if device.type == "cuda":
             number = kept.known(device.index or 0).get(self.key)
