@@ -85,6 +85,7 @@ class Cuda(Plain):
         self._awake = False
         self._last: torch.cuda.Event | None = None
         self._side: torch.cuda.Stream | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def find(self, op: str) -> Callable[..., Any] | None:
         """The lowering in `replay.cuda`, if there is one."""
@@ -96,10 +97,11 @@ class Cuda(Plain):
         """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds."""
 
         def load() -> None:
-            from .cuda import memsets
+            with contextlib.suppress(Exception):  # it fails again where it is needed, and says so
+                from .cuda import memsets
 
-            with torch.cuda.device(self.torch), contextlib.suppress(Exception):  # it fails again where it is needed, and says so
-                memsets.load()
+                with torch.cuda.device(self.torch):
+                    memsets.load()
 
         if not self._awake:
             self._awake = True
@@ -112,42 +114,70 @@ class Cuda(Plain):
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
         self._prepare(preparations)
-        recorded: list[torch.cuda.CUDAGraph] = []
+        # Graphs that are measured share memory, each with the one before, which is there until it is recorded.
+        last: list[torch.cuda.CUDAGraph] = []
 
         def record() -> Callable[[], None]:
-            # In the memory of the one before, which is there until this one is.
-            graph = self._recorded(run, recorded[0].pool() if recorded else None)
-            recorded[:] = [graph]
-            return graph.replay
+            before = last[0].pool() if last else None
+            try:
+                last[:] = [self._recorded(run, before)]
+            except BaseException:
+                last.clear()
+                raise
+            return last[0].replay
 
         with torch.cuda.device(self.torch), choice.measuring(self.torch.index or 0) as session:
-            stream = torch.cuda.Stream()
+            # One for all of it, since cuBLAS takes scratch memory on each stream. And not torch's own for captures, which belongs
+            # to the first GPU.
+            self._stream = stream = self._stream or torch.cuda.Stream(self.torch)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 run()
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             session.settle(record)
+            last.clear()  # in memory of its own, without what other ways took
             return record()
 
     def _recorded(self, run: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        """A graph of what `run` does.
+
+        Args:
+            pool: the memory of another graph, to be shared.
+        """
         from .cuda import memsets
 
-        graph, wrong = torch.cuda.CUDAGraph(keep_graph=True), None
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                try:
-                    run()
-                except Exception as error:  # raised again below
-                    wrong = error
-                    raise
-        except RuntimeError:
-            if wrong is not None:  # ending the capture has failed too then, and says less
-                raise wrong from None
-            raise
+        graph, pool = torch.cuda.CUDAGraph(keep_graph=True), pool or torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize(self.torch)
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                run()
+            except BaseException:
+                self._give_up(graph, pool)
+                raise
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                self._let_go(pool)
+                raise
         memsets.replace(graph, self.torch)
         graph.instantiate()
         return graph
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        """End a capture in which something has failed; that this fails too says nothing more."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            self._let_go(pool)
+
+    def _let_go(self, pool: Any) -> None:
+        """Where a capture could not be ended, torch goes on to allocate for it, in this memory."""
+        index = self.torch.index or 0
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
 
     def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:
         """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""

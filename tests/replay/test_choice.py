@@ -70,7 +70,7 @@ class Step(choice.Ways):
         if takes is None or (recording and number in self.fails):
             raise RuntimeError("not on this GPU")
         self.ran.append(number)
-        out.fill_(makes)
+        makes(out) if callable(makes) else out.fill_(makes)
         Graph.doing.append(lambda: setattr(Clock, "now", Clock.now + takes))
 
 
@@ -85,9 +85,9 @@ def file(tmp_path, monkeypatch):
     kept.known.cache_clear()
 
 
-def settled(*steps) -> list[int]:
+def settled(*steps, shape=(4,)) -> list[int]:
     """The numbers of the ways that are taken."""
-    out = torch.zeros(4)
+    out = torch.zeros(shape)
     with choice.measuring(0) as session:
         for step in steps:
             step(out)
@@ -151,6 +151,52 @@ def test_a_way_that_computes_something_else_is_left_out():
     steps = [Step(3.0, (1.0, 1.2), 2.0, 9.0, spare=1) for _ in range(2)]
     with pytest.warns(UserWarning, match=r"left out: 1 \(way 1\) of \('kind', 4"):
         assert settled(*steps) == [2, 2]
+
+
+def column(out):
+    out.fill_(1.0)[..., 77] = 2.0
+
+
+def partly(out):
+    out[: len(out) // 2] = 1.0
+
+
+@pytest.mark.parametrize("wrong", [column, partly, float("nan"), float("inf"), lambda out: None])
+def test_no_fault_is_overlooked(wrong):
+    steps = [Step(3.0, (1.0, wrong), 9.0, spare=1)]
+    with pytest.warns(UserWarning, match=r"left out: 1 \(way 1\)"):
+        assert settled(*steps, shape=(64, 64, 1, 128)) == [0]
+
+
+def test_results_that_are_not_finite_agree():
+    def makes(out):
+        out.fill_(1.0)[0] = float("nan")
+
+    assert settled(Step((3.0, makes), (1.0, makes))) == [1]
+
+
+def test_memory_that_ends_while_ways_are_measured_leaves_what_was_measured():
+    class Short(Graph):
+        made = 0
+
+        def __init__(self, steps, out):
+            Short.made += 1
+            if Short.made == 3:
+                raise torch.OutOfMemoryError("no room")
+            super().__init__(steps, out)
+
+    step, out = Step(3.0, 2.0, 1.0), torch.zeros(4)
+    with choice.measuring(0) as session:
+        step(out)
+        session.settle(lambda: Short([step], out).replay)
+    assert step.name == "way 1" and kept.known(0) == {}  # another process may have the room
+
+
+def test_a_slow_graph_is_measured_once_and_nothing_kept_that_was_not(monkeypatch):
+    monkeypatch.setattr(choice, "_SLOW", -1.0)
+    monkeypatch.setattr(choice, "SECONDS", 0.0)
+    step = Step(2.0, 1.0)
+    assert settled(step) == [0] and kept.known(0) == {}
 
 
 def test_ways_that_round_differently_agree():

@@ -69,7 +69,7 @@ class Driver:
 
     def _cuGraphAddKernelNode_v2(self, new, graph, before, count, kernel):
         memory = kernel.arguments[0][0], kernel.arguments[1][0]
-        new.value = self.add(graph.value, KERNEL, list(before)[: count.value], memory)
+        new.value = self.add(graph.value, KERNEL, list(before or ())[: count.value], memory)
 
     def _cuGraphAddDependencies(self, graph, first, then, count):
         for a, b in list(zip(first, then))[: count.value]:
@@ -134,6 +134,23 @@ def test_memsets_become_kernels_in_their_place(driver):
 )
 def test_other_memsets_stay(driver, memset):
     node = driver.add(1, MEMSET, **memset)
+    assert memsets.replace(Graph(1), torch.device("cuda", 0)) == 0
+    assert driver.graphs[1] == [node]
+
+
+def test_memsets_that_follow_each_other_stay_in_order(driver):
+    first = driver.add(1, MEMSET, memory=(4096, 3))
+    second = driver.add(1, MEMSET, [first], (8192, 5))
+    kernel = driver.add(1, KERNEL, [second])
+    assert memsets.replace(Graph(1), torch.device("cuda", 0)) == 2
+    end, a, b = driver.graphs[1]
+    assert end == kernel and driver.before[kernel] == [b] and driver.before[b] == [a] and driver.before[a] == []
+
+
+@pytest.mark.parametrize("function", ["cuGraphGetNodes", "cuGraphNodeGetDependencies"])
+def test_where_the_driver_does_not_say_the_memsets_stay(driver, function):
+    node = driver.add(1, MEMSET, memory=(4096, 3))
+    setattr(driver, f"_{function}", lambda *args: 914)
     assert memsets.replace(Graph(1), torch.device("cuda", 0)) == 0
     assert driver.graphs[1] == [node]
 

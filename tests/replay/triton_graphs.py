@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from diffusers_oneflow.replay import cuda
+from diffusers_oneflow.replay.cuda import attention
 from diffusers_oneflow.replay.values import refs
 
 from .test_graph import OnPlain, error, graph_of
@@ -50,8 +52,44 @@ def test_a_norm_adds_the_residual_of_the_product_before_it(norm, early):
         assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
 
 
+class Narrow(nn.Module):
+    """Norms of rows that are not the product's: of each head, and of two dimensions at once."""
+
+    def __init__(self, bias: bool):
+        super().__init__()
+        self.heads, self.all = nn.Linear(16, 16, bias=bias), nn.Linear(16, 16, bias=bias)
+        self.by_head, self.whole = nn.LayerNorm(4), nn.LayerNorm((8, 16))
+
+    def forward(self, x):
+        h = self.heads(x) + x
+        g = self.all(x) + x
+        return self.by_head(h.unflatten(-1, (4, 4))), h * 2, self.whole(g), g * 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_of_other_rows_takes_no_bias(bias):
+    torch.manual_seed(0)
+    module, x = Narrow(bias).eval(), torch.randn(2, 8, 16)
+    graph = graph_of(module, x, device=Interpreted())
+    assert sum("norm" in s.kernel and s.like.dim() > 3 and s.like.shape[0] == 2 for s in graph.steps) >= 1
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+
+
+def test_attention_takes_what_torch_says_it_is_for(monkeypatch):
+    asked = []
+    fits = {b: lambda given, b=b: asked.append(b) or b == SDPBackend.FLASH_ATTENTION for b in attention._FITS}
+    monkeypatch.setattr(attention, "_FITS", fits)
+    q = torch.randn(1, 2, 4, 8)
+    given = attention.SDPAParams(q, q, q, None, 0.0, False, False)
+    assert attention.usable(given, True) == [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] and len(asked) == 3
+    assert attention.usable(given, False) == [SDPBackend.MATH]
+
+
 class Attention(nn.Module):
-    """Heads whose size no fast kernel takes."""
+    """Of four heads."""
 
     def __init__(self, causal: bool):
         super().__init__()
@@ -64,7 +102,7 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_takes_what_fits(causal):
+def test_attention(causal):
     torch.manual_seed(0)
     module, x = Attention(causal).eval(), torch.randn(2, 7, 12)
     graph = graph_of(module, x, device=Interpreted())

@@ -40,8 +40,15 @@ def attention(
     return lowered.step(node, how, (q, k, v, mask), made.shape, made.dtype, "scaled dot product attention", own=True)
 
 
+def usable(given: SDPAParams, on_gpu: bool) -> list[SDPBackend]:
+    """What torch says it can compute with, the likeliest first; the last one is for anything, and holds all weights."""
+    return [b for b in _BACKENDS if b not in _FITS or (on_gpu and _FITS[b](given))]
+
+
 class Ways(choice.Ways):
     """The attention of one step."""
+
+    fills = False
 
     def __init__(self, heads: int, causal: bool, scale: float | None) -> None:
         super().__init__()
@@ -49,21 +56,23 @@ class Ways(choice.Ways):
         self.kind = (heads, causal, scale)
 
     def prepare(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
-        """Let cuDNN compile; any thread may."""
+        """Let cuDNN compile; any thread may: torch keeps its plans by thread, but cuDNN what it has compiled for all of them.
+
+        On an H200 eight kinds took 2.8 s one after the other; after this the whole first run takes 1.3.
+        """
         if mask is None:
             self._ways(q, k, v, mask)[0][0](q, k, v, mask)
 
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
-        shapes = tuple((tuple(t.shape), t.stride()) for t in (q, k, v, mask) if t is not None)
-        made: torch.Tensor = self._compute(("attention", shapes, str(q.dtype), *self.kind), (q, k, v, mask), q.device)
+        shapes = tuple((tuple(t.shape), t.stride(), str(t.dtype)) for t in (q, k, v, mask) if t is not None)
+        made: torch.Tensor = self._compute(("attention", shapes, *self.kind), (q, k, v, mask), q.device)
         return made
 
     def _ways(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> list[choice.Way]:
         # What torch says it is not for may compute anything, or end the process.
         given = SDPAParams(self._by_head(q), self._by_head(k), self._by_head(v), mask, 0.0, self._causal, False)
-        usable = [b for b in _BACKENDS if b not in _FITS or (q.is_cuda and _FITS[b](given))]
-        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in usable]
+        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in usable(given, q.is_cuda)]
 
     def _by_head(self, x: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = x.unflatten(-1, (self._heads, -1)).transpose(1, 2)
@@ -72,7 +81,9 @@ class Ways(choice.Ways):
     def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         q, k, v = map(self._by_head, (q, k, v))
         made: torch.Tensor
-        if mask is None and (not self._causal or q.shape == k.shape):
+        # Torch's own way pads heads for flash attention, and says where a causal mask of other shapes begins.
+        padded = backend is SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 > 0
+        if mask is None and not padded and (not self._causal or q.shape == k.shape):
             # Its arguments after these differ from one to the other.
             more = (
                 {}

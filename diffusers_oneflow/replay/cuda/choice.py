@@ -1,6 +1,7 @@
 """Choosing between kernels by measuring them inside the graph that they are for: with its memory, its caches and its power."""
 
 import contextlib
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -12,10 +13,10 @@ import torch
 from . import kept
 
 Way = tuple[Callable[..., Any], str]
-# All measuring of one graph, in seconds; what has not been measured by then is out.
+# After so many seconds no other graph is measured; what has not been by then is out.
 SECONDS = 6.0
-# Runs of a graph with one way for each step, of which the best counts.
-_RUNS = 3
+# Runs of a graph with one way for each step, of which the best counts; one where it takes so many seconds.
+_RUNS, _SLOW = 3, 0.3
 # Of the root mean square: bfloat16 rounds to 0.004, and long sums cancel.
 _OFF = 0.05
 # So many numbers of a result are compared.
@@ -32,6 +33,8 @@ class Ways:
     """
 
     name = ""
+    # Whether the first argument is filled; else the result is returned.
+    fills = True
 
     def __init__(self) -> None:
         self.able: dict[int, Way] = {}
@@ -84,7 +87,7 @@ class Ways:
             raise RuntimeError(f"no kernel computes this: {reason}")
         if _open is not None and len(self.able) > 1:
             if self.key not in _open.wrong:
-                _open.wrong[self.key] = _wrong(self.key, self.able, ways[-1], args)
+                _open.wrong[self.key] = _wrong(self.key, self.able, ways[-1], args, self.fills)
             wrong = _open.wrong[self.key]
             self.able = {n: way for n, way in self.able.items() if n not in wrong} or {len(ways) - 1: ways[-1]}
         self.take(min(self.able))
@@ -92,13 +95,13 @@ class Ways:
             _open.pending.append(self)
 
 
-def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...]) -> set[int]:
+def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...], fills: bool) -> set[int]:
     """Of ways that do not agree, those that are off from torch's."""
-    made = {number: _sample(way, args) for number, way in ways.items()}
+    made = {number: _sample(way, args, fills) for number, way in ways.items()}
     first, *others = made.values()
     if all(_is_near(other, first) for other in others) or _error(judge, args) is not None:
         return set()
-    true = _sample(judge, args)
+    true = _sample(judge, args, fills)
     wrong = {number for number, sample in made.items() if not _is_near(sample, true)}
     if wrong:
         named = ", ".join(f"{n} ({ways[n][1]})" for n in sorted(wrong))
@@ -106,15 +109,24 @@ def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...]) ->
     return wrong
 
 
-def _sample(way: Way, args: tuple[Any, ...]) -> torch.Tensor:
-    """Numbers all over the result, which is returned, or else the first argument."""
+def _sample(way: Way, args: tuple[Any, ...], fills: bool) -> torch.Tensor:
+    """Numbers all over the result, in all of its columns."""
+    if fills:  # what is not written shows
+        args[0].fill_(float("nan"))
     made = way[0](*args)
-    result: torch.Tensor = args[0] if made is None else made
-    return result.reshape(-1)[:: max(1, result.numel() // _SAMPLE)].to(torch.float32, copy=True)
+    result: torch.Tensor = args[0] if fills else made
+    step = max(1, result.numel() // _SAMPLE)
+    while math.gcd(step, result.shape[-1]) > 1:
+        step += 1
+    return result.reshape(-1)[::step].to(torch.float32, copy=True)
 
 
 def _is_near(made: torch.Tensor, true: torch.Tensor) -> bool:
-    """Whether they differ by rounding only; numbers that are not finite tell nothing."""
+    """Whether they differ by rounding only, where there are numbers; elsewhere neither may have any."""
+    real = true.isfinite()
+    if not torch.equal(made.isfinite(), real):
+        return False
+    made, true = made[real], true[real]
     return not bool((made - true).norm() > _OFF * true.norm())
 
 
@@ -151,8 +163,9 @@ class Measuring:
         try:
             made = run(*args)
         except Exception:  # it works outside of a graph only
-            if len(step.able) > 1:
-                del step.able[step.number]
+            for other in self.pending:
+                if other.key == step.key and len(other.able) > 1:
+                    other.able.pop(step.number, None)
             raise
         end.record()
         self._marks.append((step, start, end))
@@ -174,8 +187,10 @@ class Measuring:
             left = sum(len(step.able) for step in self.pending)
             try:
                 self._measure(record, took)
-            except torch.OutOfMemoryError:
-                raise
+            except torch.OutOfMemoryError:  # there may be room for what was measured
+                if not took:
+                    raise
+                break
             except Exception:
                 if sum(len(step.able) for step in self.pending) == left:
                     raise
@@ -185,7 +200,8 @@ class Measuring:
         for step in self.pending:
             times = {n: t for n, t in took[step.key].items() if n in step.able}
             step.take(min(times, key=times.__getitem__) if times else min(step.able))
-            found[step.key] = step.number
+            if times.keys() == step.able.keys():  # else another process may have more time
+                found[step.key] = step.number
             step.able = {}
         self.pending = []
         kept.keep(self._device)
@@ -199,14 +215,18 @@ class Measuring:
         finally:
             self._marks = None
         for _ in range(_RUNS):
+            started = time.perf_counter()
             replay()
             torch.cuda.synchronize(self._device)
+            slow = time.perf_counter() - started > _SLOW
             times: dict[tuple[str, int], list[float]] = defaultdict(list)
             for step, start, end in marks:
                 times[step.key, step.number].append(start.elapsed_time(end))
             for (key, number), values in times.items():
                 mean = sum(values) / len(values)
                 took[key][number] = min(mean, took[key].get(number, mean))
+            if slow:
+                break
 
 
 def _event() -> torch.cuda.Event:

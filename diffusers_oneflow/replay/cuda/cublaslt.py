@@ -49,6 +49,20 @@ def _call(name: str, *args: Any) -> None:
         raise RuntimeError(f"{name} returned status {status}")
 
 
+def version() -> int:
+    """Of the library; 0 where there is none."""
+    try:
+        library().cublasLtGetVersion.restype = c_size_t
+        return int(library().cublasLtGetVersion())
+    except OSError:
+        return 0
+
+
+def alignment(tensor: torch.Tensor) -> int:
+    """The power of two, of those that make a difference, at a multiple of which the tensor's memory begins."""
+    return min(tensor.data_ptr() & -tensor.data_ptr(), _MOST_ALIGNED)
+
+
 def ends(act: str, residual: bool) -> bool:
     """Whether a product can end so in one kernel: ``act(x + bias)``, or ``x + bias + residual``."""
     return (act, True) in _EPILOGUES and not (residual and act != "none")
@@ -96,7 +110,7 @@ class Product:
         }
         self._beta = c_float(0.0 if residual is None else 1.0)
         places = (weight, x, out if residual is None else residual, out)
-        self.algorithms = self._propose([min(t.data_ptr() & -t.data_ptr(), _MOST_ALIGNED) for t in places])
+        self.algorithms = self._propose(list(map(alignment, places)))
 
     def __call__(
         self, number: int, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...cache import directory, write_whole
+from . import cublaslt
 
 
 @functools.cache
@@ -17,7 +18,8 @@ def _file(device: int) -> Path | None:
     folder = directory()
     if folder is None:
         return None
-    versions = (torch.cuda.get_device_name(device), torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
+    libraries = (torch.__version__, torch.version.cuda, torch.backends.cudnn.version(), cublaslt.version())
+    versions = (torch.cuda.get_device_name(device), *libraries)
     return folder / f"kernels-{hashlib.sha256(repr(versions).encode()).hexdigest()[:16]}.json"
 
 

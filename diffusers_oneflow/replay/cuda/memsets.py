@@ -1,12 +1,14 @@
 """What libraries clear inside a CUDA graph is cleared by kernels: for a memset between two of them the GPU waits longer.
 
-Functions and structures: cuda.h of CUDA 12 and 13, which agree.
+Functions and structures: cuda.h of CUDA 12, by the names that the driver exports them under; those without ``_v2`` know edges of
+one kind only, and so are asked about memsets alone.
 """
 
 import ctypes
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,31 +49,57 @@ def replace(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
         graph: captured with ``keep_graph=True`` and not instantiated yet.
     """
     whole = c_void_p(graph.raw_cuda_graph())
-    memsets = []
-    for node in _nodes(whole, _MEMSET):
+    try:
+        found: dict[int | None, _Found] = {node.value: _Found.of(node, made) for node, made in _memsets(whole)}
+    except (OSError, AttributeError, RuntimeError):  # a driver that says it otherwise: the memsets are right, and slower
+        return 0
+    if not found:
+        return 0
+    with torch.cuda.device(device):
+        clearing = _captured(dict.fromkeys(one.span for one in found.values()))
+    kernels_by_span = {}
+    for node in _nodes(c_void_p(clearing.raw_cuda_graph()), _KERNEL):
+        kernel = _Kernel()
+        _call("cuGraphKernelNodeGetParams_v2", node, byref(kernel))
+        kernels_by_span[kernel.arguments[0][0], 4 * (kernel.arguments[1][0] & 0xFFFFFFFF)] = kernel
+    new: dict[int | None, int | None] = {}
+    for old, one in found.items():
+        added = c_void_p()
+        _call("cuGraphAddKernelNode_v2", byref(added), whole, None, c_size_t(0), byref(kernels_by_span[one.span]))
+        new[old] = added.value
+    for old, one in found.items():
+        edges = [(new.get(other, other), new[old]) for other in one.before]
+        edges += [(new[old], other) for other in one.after if other not in found]
+        if edges:
+            first, then = (_array(ends) for ends in zip(*edges))
+            _call("cuGraphAddDependencies", whole, first, then, c_size_t(len(edges)))
+    for old in found:
+        _call("cuGraphDestroyNode", c_void_p(old))
+    return len(found)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A memset: what it clears, (address, bytes), and the nodes before and after it."""
+
+    span: tuple[int, int]
+    before: list[int | None]
+    after: list[int | None]
+
+    @staticmethod
+    def of(node: c_void_p, made: _Memset) -> "_Found":
+        before, after = (_neighbours(name, node) for name in ("cuGraphNodeGetDependencies", "cuGraphNodeGetDependentNodes"))
+        return _Found((made.place, made.size * made.width), before, after)
+
+
+def _memsets(graph: c_void_p) -> Iterator[tuple[c_void_p, _Memset]]:
+    """Those that a kernel can do."""
+    for node in _nodes(graph, _MEMSET):
         made = _Memset()
         _call("cuGraphMemsetNodeGetParams", node, byref(made))
         size = made.size * made.width
         if made.value == 0 and made.height == 1 and size <= _MOST_BYTES and size % 4 == made.place % 4 == 0:
-            memsets.append((node, (made.place, size)))
-    if not memsets:
-        return 0
-    with torch.cuda.device(device):
-        clearing = _captured(dict.fromkeys(span for _, span in memsets))
-    found = {}
-    for node in _nodes(c_void_p(clearing.raw_cuda_graph()), _KERNEL):
-        kernel = _Kernel()
-        _call("cuGraphKernelNodeGetParams_v2", node, byref(kernel))
-        found[kernel.arguments[0][0], kernel.arguments[1][0] & 0xFFFFFFFF] = kernel
-    for node, (place, size) in memsets:
-        before, after = (_neighbours(name, node) for name in ("cuGraphNodeGetDependencies", "cuGraphNodeGetDependentNodes"))
-        new = c_void_p()
-        _call("cuGraphAddKernelNode_v2", byref(new), whole, _array(before), c_size_t(len(before)), byref(found[place, size // 4]))
-        both = _array([new.value] * len(after)), _array(after)
-        if after:
-            _call("cuGraphAddDependencies", whole, *both, c_size_t(len(after)))
-        _call("cuGraphDestroyNode", node)
-    return len(memsets)
+            yield node, made
 
 
 def load() -> None:
@@ -85,7 +113,8 @@ def _captured(spans: Iterable[tuple[int, int]]) -> torch.cuda.CUDAGraph:
     """A graph of kernels that clear these places, (address, bytes) each."""
     load()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # On a stream of this device: torch's own for captures belongs to the first.
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         for place, size in spans:
             _clear(place, size)
     return graph

@@ -188,7 +188,7 @@ def _row_norm(
     columns = math.prod(shape)
     if not fits(x, weight, bias) or columns > 16384:
         return None
-    ends = products.without_ends(lowered, x)
+    ends = products.without_ends(lowered, x, columns)
     x = lowered.contiguous(node, x)
     rows, block = math.prod(x.shape) // columns, power(columns)
     many, warps = _rows_at_once(rows, block)

@@ -10,7 +10,7 @@ import torch
 
 from ..lowering import Lowered
 from ..values import Ref, Step, refs
-from . import choice, cublaslt, merged
+from . import choice, cublaslt, memory, merged
 from .light import finish, fits, gated
 from .table import on_cuda
 
@@ -72,16 +72,21 @@ def product(
     return ref if gate == "none" else gated(lowered, node, ref, gate)
 
 
-def without_ends(lowered: Lowered, ref: Ref) -> tuple[Ref | None, Ref] | None:
+def without_ends(lowered: Lowered, ref: Ref, columns: int) -> tuple[Ref | None, Ref] | None:
     """Take a bias and a residual from the product that makes `ref`, for whoever reads it, alone so far, and adds them there.
 
     A product that reads a residual takes longer than it takes to add it where the sum is read anyway: 25 for 16 microseconds at
     8192x640x640 on an H200.
+
+    Args:
+        columns: in rows of so many numbers it is read there; a bias has to be as long.
     """
     made = ref.source
     if not (isinstance(made, Step) and isinstance(made.run, Ways)) or not ref.like.is_contiguous():
         return None
     _, _, bias, residual = made.args
+    if bias is not None and bias.shape.numel() != columns:
+        return None
     if residual is None or not made.run.is_sum or ref.shape.numel() != made.like.numel() or made.like.nbytes % _ALIGNED:
         return None
     if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
@@ -106,7 +111,10 @@ class Ways(choice.Ways):
         """Fill `out` (..., columns) from x (..., k)."""
         rows, k, _ = self._shape
         residual = None if residual is None else residual.view(rows, -1)
-        key = ("product", self._shape, str(x.dtype), self._act, self._act_first, bias is None, residual is None)
+        # What decides which algorithms the library proposes.
+        aligned = [cublaslt.alignment(t) for t in (x, weight, out, residual) if t is not None]
+        state = (torch.backends.cuda.matmul.allow_tf32, memory.size(), *aligned)
+        key = ("product", self._shape, str(x.dtype), self._act, self._act_first, bias is None, residual is None, *state)
         # Torch's has more passes behind it where there are ends.
         spare = int(residual is not None or self._act != "none" or self._small)
         self._compute(key, (out.view(rows, -1), x.view(rows, k), weight, bias, residual), x.device, spare)
