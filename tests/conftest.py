@@ -11,13 +11,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import diffusers_oneflow
 
-# A graph is built while an example is drawn: on a busy machine that takes a minute, and is no fault of the test.
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("fixed")
 
 

@@ -118,12 +118,7 @@ class Cuda(Plain):
         last: list[torch.cuda.CUDAGraph] = []
 
         def record() -> Callable[[], None]:
-            before = last[0].pool() if last else None
-            try:
-                last[:] = [self._recorded(run, before)]
-            except BaseException:
-                last.clear()
-                raise
+            last[:] = [self._recorded(run, last[0].pool() if last else None)]
             return last[0].replay
 
         with torch.cuda.device(self.torch), choice.measuring(self.torch.index or 0) as session:
@@ -155,29 +150,23 @@ class Cuda(Plain):
             try:
                 run()
             except BaseException:
-                self._give_up(graph, pool)
+                with contextlib.suppress(RuntimeError):  # that this fails too says nothing more
+                    self._end(graph, pool)
                 raise
-            try:
-                graph.capture_end()
-            except RuntimeError:
-                self._let_go(pool)
-                raise
+            self._end(graph, pool)
         memsets.replace(graph, self.torch)
         graph.instantiate()
         return graph
 
-    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-        """End a capture in which something has failed; that this fails too says nothing more."""
+    def _end(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        """End a capture. Where that raises torch would go on to allocate for it, in this memory."""
         try:
             graph.capture_end()
         except RuntimeError:
-            self._let_go(pool)
-
-    def _let_go(self, pool: Any) -> None:
-        """Where a capture could not be ended, torch goes on to allocate for it, in this memory."""
-        index = self.torch.index or 0
-        torch._C._cuda_endAllocateToPool(index, pool)
-        torch._C._cuda_releasePool(index, pool)
+            index = self.torch.index or 0
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)
+            raise
 
     def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:
         """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""

@@ -93,7 +93,7 @@ class Lowered:
         kwargs: Any = torch.fx.map_arg(node.kwargs, env.__getitem__)
         target: Any = node.target
         # All of a graph is on one device: what the module's code makes on the CPU, or takes there, as well.
-        args = tuple(self.device.torch if _is_device(target, i, a) else a for i, a in enumerate(args))
+        args = tuple(self.device.torch if isinstance(a, torch.device) else a for a in args)
         kwargs = {k: self.device.torch if isinstance(v, torch.device) else v for k, v in kwargs.items() if k != "pin_memory"}
         if _makes_on_cpu(target) and kwargs.get("device") is None:
             kwargs["device"] = self.device.torch
@@ -173,13 +173,6 @@ class Lowered:
             return ref.through(view)
         except RuntimeError:  # torch cannot look at these strides so
             return self.contiguous(node, ref).through(view)
-
-
-def _is_device(target: Any, position: int, value: Any) -> bool:
-    """Whether an argument says where, be it by name."""
-    schema = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
-    named = isinstance(value, str) and position < len(schema) and str(schema[position].type) in ("Device", "Optional[Device]")
-    return isinstance(value, torch.device) or named
 
 
 def _makes_on_cpu(target: Any) -> bool:

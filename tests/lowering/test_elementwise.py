@@ -106,7 +106,7 @@ def test_clamp_on_one_side(op, x, bound):
 @for_ops("_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as")
 @given(x=tensors(dtype=ANY, low=0), dtype=ANY)
 def test_conversion(op, x, dtype):
-    positional = {"aten.to.dtype": (dtype,), "aten.to.device": ("cpu", dtype)}
+    positional = {"aten.to.dtype": (dtype,), "aten.to.device": (torch.device("cpu"), dtype)}
     if op in ("aten.to.other", "aten.type_as.default"):
         check(op, x, torch.ones(2, dtype=dtype))
     elif op in positional:

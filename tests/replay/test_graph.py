@@ -296,7 +296,7 @@ def test_what_the_code_makes_is_made_where_the_graph_is(kwargs):
     x = graph.placeholder("x")
     x.meta["val"] = torch.empty(3)
     full = graph.call_function(torch.ops.aten.full.default, ([3], 2), kwargs)
-    moved = graph.call_function(torch.ops.aten.to.device, (x, "cpu", torch.float16))
+    moved = graph.call_function(torch.ops.aten.to.device, (x, torch.device("cpu"), torch.float16))
     for node, dtype in ((full, torch.float32), (moved, torch.float16)):
         node.meta["val"] = torch.empty(3, dtype=dtype)
     graph.output((full, moved))

@@ -15,11 +15,12 @@ from . import choice
 from .table import on_cuda
 
 _aten = torch.ops.aten
+_unmasked = functools.partial(functools.partial, attn_bias=None, compute_log_sumexp=False)
 # Torch's own way to choose asks for settings of the whole process: others, who compute meanwhile, would see them.
 _DIRECT: dict[SDPBackend, Callable[..., Any]] = {
-    SDPBackend.CUDNN_ATTENTION: _aten._scaled_dot_product_cudnn_attention.default,
+    SDPBackend.CUDNN_ATTENTION: _unmasked(_aten._scaled_dot_product_cudnn_attention.default),
     SDPBackend.FLASH_ATTENTION: _aten._scaled_dot_product_flash_attention.default,
-    SDPBackend.EFFICIENT_ATTENTION: _aten._scaled_dot_product_efficient_attention.default,
+    SDPBackend.EFFICIENT_ATTENTION: _unmasked(_aten._scaled_dot_product_efficient_attention.default),
     SDPBackend.MATH: _aten._scaled_dot_product_attention_math.default,
 }
 _BACKENDS = tuple(_DIRECT)
@@ -84,13 +85,7 @@ class Ways(choice.Ways):
         # Torch's own way pads heads for flash attention, and says where a causal mask of other shapes begins.
         padded = backend is SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 > 0
         if mask is None and not padded and (not self._causal or q.shape == k.shape):
-            # Its arguments after these differ from one to the other.
-            more = (
-                {}
-                if backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
-                else {"attn_bias": None, "compute_log_sumexp": False}
-            )
-            made = _DIRECT[backend](q, k, v, is_causal=self._causal, scale=self._scale, **more)[0]
+            made = _DIRECT[backend](q, k, v, is_causal=self._causal, scale=self._scale)[0]
         else:
             with sdpa_kernel(backend):
                 made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)

@@ -64,18 +64,20 @@ class Ways:
 
     def take(self, number: int) -> None:
         """Compute in this way from now on."""
-        self.number, self._way = number, self.able[number]
-        self.name = self._way[1]
+        self.number = number
+        self._settle(self.able[number])
+
+    def _settle(self, way: Way) -> None:
+        self._way, self.name = way, way[1]
 
     def _find(self, key: object, args: tuple[Any, ...], device: torch.device, spare: int) -> None:
         ways = self._ways(*args)
         self.key = repr((key, len(ways), *sorted({name for _, name in ways})))
-        number: int | None = len(ways) - 1  # in Triton's interpreter: what needs no library of the GPU's comes last
-        if device.type == "cuda":
-            number = kept.known(device.index or 0).get(self.key)
-        if number is not None and number < len(ways) and (device.type != "cuda" or _error(ways[number], args) is None):
-            self.name, self._way = ways[number][1], ways[number]
-            return
+        if device.type != "cuda":  # in Triton's interpreter: what needs no library of the GPU's comes last
+            return self._settle(ways[-1])
+        number = kept.known(device.index or 0).get(self.key, len(ways))
+        if number < len(ways) and _error(ways[number], args) is None:
+            return self._settle(ways[number])
         errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
         if all(error is not None for error in errors.values()):
             errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
@@ -191,7 +193,7 @@ class Measuring:
                 if not took:
                     raise
                 break
-            except Exception:
+            except Exception:  # of a way, which is out then, or of none: that is the caller's
                 if sum(len(step.able) for step in self.pending) == left:
                     raise
                 continue  # without the way that failed
