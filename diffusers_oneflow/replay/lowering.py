@@ -94,8 +94,8 @@ class Lowered:
         target: Any = node.target
         # All of a graph is on one device: what the module's code makes on the CPU, or takes there, as well.
         args = tuple(self.device.torch if isinstance(a, torch.device) else a for a in args)
-        kwargs = {k: self.device.torch if isinstance(v, torch.device) else v for k, v in kwargs.items() if k != "pin_memory"}
-        if _makes_on_cpu(target) and kwargs.get("device") is None:
+        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+        if kwargs.get("device") is not None or _makes_on_cpu(target):
             kwargs["device"] = self.device.torch
         if is_bookkeeping(node):
             return args[0][args[1]] if "getitem" in name else None

@@ -88,6 +88,29 @@ def test_attention_takes_what_torch_says_it_is_for(monkeypatch):
     assert attention.usable(given, False) == [SDPBackend.MATH]
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width, rows", [(8, 4), (12, 4), (8, 5)])
+def test_heads_and_masks_that_a_kernel_does_not_know_are_not_for_it(monkeypatch, causal, width, rows):
+    monkeypatch.setattr(attention, "_FITS", dict.fromkeys(attention._FITS, lambda given: True))
+    q, k = torch.randn(1, 2, rows, width), torch.randn(1, 2, 4, width)
+    able = attention.usable(attention.SDPAParams(q, k, k, None, 0.0, causal, False), True)
+    assert (SDPBackend.FLASH_ATTENTION in able) == (width == 8 and (not causal or rows == 4))
+    assert (SDPBackend.CUDNN_ATTENTION in able) == (not causal or rows == 4)
+    assert able[-2:] == [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 5, 7), (2, 1, 1, 7), (5, 7), (2, 1, 5, 1)])
+@pytest.mark.parametrize("kind", [bool, float])
+def test_a_bias_is_what_a_mask_does(shape, kind):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.randn(shape) if kind is float else (torch.rand(shape) > 0.4).index_fill_(-1, torch.tensor([0]), True)
+    bias = attention.bias_of(mask, q, k)
+    assert bias.shape == (2, 3, 5, 7) and bias.stride(-1) == 1 and all(stride % 8 == 0 for stride in bias.stride()[:-1])
+    made = attention._DIRECT[SDPBackend.MATH](q, k, v, bias, is_causal=False, scale=None)[0]
+    torch.testing.assert_close(made, nn.functional.scaled_dot_product_attention(q, k, v, mask))
+
+
 class Attention(nn.Module):
     """Of four heads."""
 

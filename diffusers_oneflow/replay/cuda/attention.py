@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_efficient_attention, can_use_flash_attention
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from ..lowering import Lowered
 from ..values import Ref
@@ -15,15 +15,21 @@ from . import choice
 from .table import on_cuda
 
 _aten = torch.ops.aten
-_unmasked = functools.partial(functools.partial, attn_bias=None, compute_log_sumexp=False)
-# Torch's own way to choose asks for settings of the whole process: others, who compute meanwhile, would see them.
+# (q, k, v, bias, is_causal=, scale=) -> a tuple, the result first. Not by `sdpa_kernel`, torch's own way to choose: it changes
+# settings of the whole process, which others see who compute meanwhile, and two threads leave them as none of them found them.
 _DIRECT: dict[SDPBackend, Callable[..., Any]] = {
-    SDPBackend.CUDNN_ATTENTION: _unmasked(_aten._scaled_dot_product_cudnn_attention.default),
-    SDPBackend.FLASH_ATTENTION: _aten._scaled_dot_product_flash_attention.default,
-    SDPBackend.EFFICIENT_ATTENTION: _unmasked(_aten._scaled_dot_product_efficient_attention.default),
+    SDPBackend.CUDNN_ATTENTION: functools.partial(_aten._scaled_dot_product_cudnn_attention.default, compute_log_sumexp=False),
+    SDPBackend.FLASH_ATTENTION: lambda q, k, v, bias, **how: _aten._scaled_dot_product_flash_attention.default(q, k, v, **how),
+    SDPBackend.EFFICIENT_ATTENTION: functools.partial(
+        _aten._scaled_dot_product_efficient_attention.default, compute_log_sumexp=False
+    ),
     SDPBackend.MATH: _aten._scaled_dot_product_attention_math.default,
 }
 _BACKENDS = tuple(_DIRECT)
+# A causal mask begins at the first key here, where q and k differ in length too.
+_FROM_THE_FIRST = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+# Rows of a bias begin at multiples of so many numbers, and so do heads in memory.
+_ALIGNED = 8
 _FITS = {
     SDPBackend.CUDNN_ATTENTION: can_use_cudnn_attention,
     SDPBackend.FLASH_ATTENTION: can_use_flash_attention,
@@ -43,7 +49,25 @@ def attention(
 
 def usable(given: SDPAParams, on_gpu: bool) -> list[SDPBackend]:
     """What torch says it can compute with, the likeliest first; the last one is for anything, and holds all weights."""
-    return [b for b in _BACKENDS if b not in _FITS or (on_gpu and _FITS[b](given))]
+    q, k = given.query, given.key
+    uneven = given.is_causal and q.shape[-2] != k.shape[-2]
+    # Torch widens heads of other sizes for flash attention, outside of the kernel.
+    left_out = {SDPBackend.FLASH_ATTENTION} if q.shape[-1] % _ALIGNED else set()
+    able = [b for b in _BACKENDS if b not in left_out and (not uneven or b in _FROM_THE_FIRST)]
+    return [b for b in able if b not in _FITS or (on_gpu and _FITS[b](given))]
+
+
+def bias_of(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """What kernels add to the products of `q` (n, heads, rows, width) and `k` (n, heads, keys, width).
+
+    Args:
+        mask: broadcasts to (n, heads, rows, keys); of booleans True lets a key in, of numbers they are added.
+    """
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+    bias = bias.expand(*bias.shape[:-1], k.shape[-2])
+    if bias.stride(-1) != 1 or any(stride % _ALIGNED for stride in bias.stride()[:-1]):
+        bias = F.pad(bias, (0, -bias.shape[-1] % _ALIGNED)).contiguous()[..., : k.shape[-2]]
+    return bias.expand(*q.shape[:-1], k.shape[-2])
 
 
 class Ways(choice.Ways):
@@ -81,12 +105,6 @@ class Ways(choice.Ways):
 
     def _run(self, backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         q, k, v = map(self._by_head, (q, k, v))
-        made: torch.Tensor
-        # Torch's own way pads heads for flash attention, and says where a causal mask of other shapes begins.
-        padded = backend is SDPBackend.FLASH_ATTENTION and q.shape[-1] % 8 > 0
-        if mask is None and not padded and (not self._causal or q.shape == k.shape):
-            made = _DIRECT[backend](q, k, v, is_causal=self._causal, scale=self._scale)[0]
-        else:
-            with sdpa_kernel(backend):
-                made = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self._causal, scale=self._scale)
+        bias = None if mask is None else bias_of(mask, q, k)
+        made: torch.Tensor = _DIRECT[backend](q, k, v, bias, is_causal=self._causal, scale=self._scale)[0]
         return made.transpose(1, 2).flatten(2).contiguous()
