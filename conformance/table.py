@@ -110,7 +110,8 @@ def levels(made, values: tuple[float, float]) -> np.ndarray:
     if made.dtype == np.uint8:
         return made
     if not np.isfinite(made).all():
-        raise ValueError("the pipeline's result is not finite")
+        # As torch's own failures, where it is torch that draws.
+        raise RuntimeError("the pipeline's result is not finite")
     low, high = values
     return (np.clip((made - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
 

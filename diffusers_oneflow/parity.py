@@ -2,7 +2,8 @@
 
 A float32 result is judged by a float64 run of the same module: OneFlow's error may be at most 1.5 times the
 error that PyTorch itself makes in float32 (1.2 times in half types), in relative RMS and in the maximum, and never has
-to be below 1e-6 of the output's scale. What is judged is OneFlow, or the backend that `judged.judging` names.
+to be below 1e-6 of the output's scale. In half types both errors are those over several calls (`nearby`). What is judged
+is OneFlow, or the backend that `judged.judging` names.
 """
 
 from __future__ import annotations
@@ -12,24 +13,26 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from . import judged, signature
+from . import judged, nearby, signature
 from .backend import dispatcher_of, models
 from .errors import FallbackWarning, Unsupported
+from .verdict import FACTOR, FLOOR, HALF_FACTOR, MOST_LEVELS, Component, Error, Report, error, errors, pooled, rows_of, worst
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
-FLOOR = 1e-6
-MOST_LEVELS = 1  # of 255, between the final images in float32; `most_levels` has those in half types
+__all__ = [
+    "FACTOR", "FLOOR", "HALF_FACTOR", "MOST_LEVELS", "Component", "Error", "Report", "TorchFails", "component", "error", "errors",
+    "most_levels", "pipeline", "worst",
+]  # fmt: skip
+# So often a pipeline is drawn with its models' results rounded otherwise, where its images differ by more than expected.
+_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -41,121 +44,18 @@ class _Call:
     dtypes: dict[str, torch.dtype]
 
 
+@dataclass(frozen=True)
+class _Expected:
+    """A call, and what PyTorch makes of it in the module's dtype and in float64."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    single: list[torch.Tensor]
+    exact: list[torch.Tensor]
+
+
 class TorchFails(RuntimeError):
     """Torch itself cannot run a pipeline, or one of its components in float64: there is nothing to compare with."""
-
-
-@dataclass(frozen=True)
-class Error:
-    """How far a result is from the float64 one.
-
-    Attributes:
-        rms: root mean square of the difference, over that of the reference.
-        maximum: largest difference, over the largest absolute value of the reference.
-    """
-
-    rms: float
-    maximum: float
-
-
-@dataclass(frozen=True)
-class Component:
-    """One call of one component: the errors of PyTorch and of what is judged, both in the component's dtype.
-
-    Attributes:
-        factor: how many times PyTorch's error the other may be.
-        floor: what it never has to be below.
-    """
-
-    path: str
-    torch: Error
-    ours: Error
-    factor: float = FACTOR
-    floor: float = FLOOR
-
-    @property
-    def passed(self) -> bool:
-        """Both measures of the error are within `factor` times PyTorch's, or below the floor."""
-        return not self.failures
-
-    @property
-    def excess(self) -> float:
-        """The error as a multiple of what is allowed, the larger of the two measures."""
-        return max(ours / most for _, _, ours, most in self._measures())
-
-    @property
-    def failures(self) -> list[str]:
-        """What is too far off, one sentence a measure."""
-        said = "{}: its {} error is {:.1e}; allowed are {:.1e}, since torch's is {:.1e}"
-        return [
-            said.format(self.path, kind, ours, most, theirs) for kind, theirs, ours, most in self._measures() if not ours <= most
-        ]
-
-    def _measures(self) -> Iterator[tuple[str, float, float, float]]:
-        for kind, theirs, ours in (
-            ("RMS", self.torch.rms, self.ours.rms),
-            ("largest", self.torch.maximum, self.ours.maximum),
-        ):
-            yield kind, theirs, ours, max(self.factor * theirs, self.floor)
-
-
-@dataclass(frozen=True)
-class Report:
-    """The components, and the largest difference between the final images in levels of 255 (None: not compared).
-
-    Attributes:
-        most_levels: what is allowed of that.
-        fallbacks: components that ran in torch, with the reason.
-        unexpected: those of them that were to run on the backend.
-        drawn: the final images of torch and of the backend, uint8.
-    """
-
-    components: list[Component]
-    levels: int | None = None
-    fallbacks: dict[str, str] = field(default_factory=dict)
-    unexpected: tuple[str, ...] = ()
-    drawn: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, compare=False, repr=False)
-    most_levels: int = MOST_LEVELS
-
-    @property
-    def passed(self) -> bool:
-        """Every component passed, on the backend where it was to run there, and the images are near enough."""
-        return not self.failures
-
-    @property
-    def failures(self) -> list[str]:
-        """What is wrong, a sentence each."""
-        found = [sentence for c in self.components for sentence in c.failures]
-        found += [f"{path} ran in torch, which was not expected: {self.fallbacks[path]}" for path in self.unexpected]
-        if self.levels is not None and self.levels > self.most_levels:
-            found.append(f"the final image differs by {self.levels} of 255 levels; allowed is {self.most_levels}")
-        return found
-
-    def as_dict(self) -> dict[Any, Any]:
-        """Plain numbers, for JSON."""
-        rows = [{**asdict(c), "passed": c.passed} for c in self.components]
-        return {
-            "components": rows, "levels": self.levels, "fallbacks": self.fallbacks, "passed": self.passed,
-            "failures": self.failures,
-        }  # fmt: skip
-
-    def print(self, console: Console | None = None) -> None:
-        """Print a table."""
-        console = console or Console()
-        name = {"oneflow": "OneFlow"}.get(judged.name(), judged.name())
-        table = Table(title="Error against float64, relative to the output")
-        for column in ("component", "torch RMS", f"{name} RMS", "torch max", f"{name} max", ""):
-            table.add_column(column, justify="left" if column in ("component", "") else "right")
-        for c in self.components:
-            errors = (c.torch.rms, c.ours.rms, c.torch.maximum, c.ours.maximum)
-            table.add_row(c.path, *(f"{e:.1e}" for e in errors), "pass" if c.passed else "FAIL")
-        console.print(table)
-        for path, reason in self.fallbacks.items():
-            verdict = " (not expected): FAIL" if path in self.unexpected else ""
-            console.print(f"{path} ran in torch: {reason}{verdict}", highlight=False, markup=False)
-        if self.levels is not None:
-            verdict = "pass" if self.levels <= self.most_levels else "FAIL"
-            console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
 
 
 def component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[Any, Any], path: str = "") -> Component:
@@ -170,7 +70,7 @@ def component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[Any, 
     pipe = judged.Alone(module)
     judged.attach(pipe)
     try:
-        row = _judge(module, args, kwargs, path, expected)
+        row = _judge(module, path, expected)
         reasons = "; ".join(judged.fallbacks(pipe).values())
     finally:
         judged.detach(pipe)
@@ -212,7 +112,6 @@ def pipeline(
                 exact[path] = _expected(found[path], call.args, call.kwargs, path)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TorchFails(f"torch itself cannot run it: {type(error).__name__}: {error}") from error
-    most = most_levels(reference, draw, expected)
     judged.attach(pipe)
     try:
         if change is not None:
@@ -223,7 +122,7 @@ def pipeline(
         rows = []
         for path, call in calls.items():
             with _as_called(found[path], call):
-                rows.append(_judge(found[path], call.args, call.kwargs, path, exact[path]))
+                rows.append(_judge(found[path], path, exact[path]))
         images = _quietly(draw, pipe)
         ran = judged.fallbacks(pipe)
         for path, part in fallbacks.items():
@@ -233,21 +132,33 @@ def pipeline(
     unexpected = tuple(path for path in ran if path not in fallbacks) if judged.name() == "oneflow" else ()
     if images.shape != expected.shape:
         raise ValueError(f"torch drew images of shape {expected.shape}, the backend of {images.shape}")
-    return Report(rows, _levels(images, expected), ran, unexpected, (expected, images), most)
+    levels = _levels(images, expected)
+    return Report(rows, levels, ran, unexpected, (expected, images), most_levels(reference, draw, expected, levels))
 
 
-def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[Any]) -> int:
+def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[Any], levels: int = 0) -> int:
     """How far the final image of the backend may be from `drawn`, torch's own, in levels of 255.
 
     One level in float32, whose own error does not show. In a half type torch itself is some levels off, as many as a run in
     float32 with the same weights and noise says, and the backend may be `HALF_FACTOR` times as far off as torch, to the other
-    side: the two may differ by the sum of both. (Noise has to be the same in both dtypes: that is up to `draw`.)
+    side: the two may differ by the sum of both. Where a pipeline makes much of a little, one run says too little: then torch
+    is as far off as when its models' results are rounded otherwise (`nearby.rounded`), in the worst of several runs. (Noise
+    has to be the same in all of them: that is up to `draw`.)
+
+    Args:
+        levels: how far the image is; more runs are made only where it is farther than the first allows.
     """
     floats = {t.dtype for module in models(pipe).values() for t in module.parameters() if t.is_floating_point()}
     if not floats & {torch.float16, torch.bfloat16}:
         return MOST_LEVELS
     wide = copy.deepcopy(pipe).to(torch.float32)
-    return max(MOST_LEVELS, math.ceil((1 + HALF_FACTOR) * _levels(_quietly(draw, wide), drawn)))
+    off, runs = _levels(_quietly(draw, wide), drawn), 0
+    del wide
+    while levels > (most := max(MOST_LEVELS, math.ceil((1 + HALF_FACTOR) * off))) and runs < _DRAWS:
+        with nearby.rounded(pipe, seed=runs):
+            off = max(off, _levels(_quietly(draw, pipe), drawn))
+        runs += 1
+    return most
 
 
 def _levels(image: NDArray[Any], other: NDArray[Any]) -> int:
@@ -296,44 +207,6 @@ def _demand(module: torch.nn.Module, path: str, part: str, reasons: str) -> None
         raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
 
 
-def errors(result: list[torch.Tensor], reference: list[torch.Tensor]) -> list[Error]:
-    """The error of each of a module's outputs; infinite where one alone is NaN.
-
-    Raises:
-        ValueError: the outputs differ in number or in shape.
-    """
-    if [t.shape for t in result] != [t.shape for t in reference]:
-        raise ValueError("the outputs of the two runs differ in number or in shape")
-    return [error(ours, exact) for ours, exact in zip(result, reference)]
-
-
-def worst(path: str, ours: list[torch.Tensor], single: list[torch.Tensor], exact: list[torch.Tensor]) -> Component:
-    """What is said of a module: of its outputs the one that exceeds most what torch's own error in that output allows.
-
-    Raises:
-        ValueError: the outputs differ in number or in shape.
-    """
-    factor = FACTOR if all(t.dtype == torch.float32 for t in single) else HALF_FACTOR
-    rows = [Component(path, theirs, made, factor) for theirs, made in zip(errors(single, exact), errors(ours, exact))]
-    return max(rows, key=lambda row: row.excess)
-
-
-def error(ours: torch.Tensor, exact: torch.Tensor) -> Error:
-    """The error of one tensor, which is not empty."""
-    ours, exact = ours.double(), exact.double()
-    same = (ours == exact) | (ours.isnan() & exact.isnan())  # infinities, too
-    off = torch.where(same, 0.0, (ours - exact).abs()).nan_to_num(nan=torch.inf)
-    scale = exact[exact.isfinite()].abs()
-    rms = _ratio(off.square().mean().sqrt(), scale.square().mean().sqrt())
-    return Error(rms, _ratio(off.max(), scale.max() if scale.numel() else scale.sum()))
-
-
-def _ratio(off: torch.Tensor, scale: torch.Tensor) -> float:
-    if off == 0:
-        return 0.0
-    return (off / scale).item() if scale > 0 else float("inf")
-
-
 def _record(calls: dict[Any, Any], path: str) -> Callable[..., None]:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flat = signature.flatten((args, kwargs))
@@ -359,31 +232,30 @@ def _as_called(module: torch.nn.Module, call: _Call) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _expected(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """PyTorch's results in the module's dtype and in float64."""
+def _expected(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> list[_Expected]:
+    """PyTorch's results; in half types those of several calls."""
     flat = signature.flatten((args, kwargs))
-    # Lists are made anew for every call: some models take their elements out.
-    args, kwargs = signature.rebuild(flat.spec, flat.tensors)
-    single = _floats(module(*args, **kwargs))
-    if not single:
-        raise ValueError(f"{path} gives no floating-point output to compare")
-    wide = [t.double() if t.is_floating_point() else t for t in flat.tensors]
-    args, kwargs = signature.rebuild(flat.spec, wide)
-    return single, _floats(copy.deepcopy(module).double()(*args, **kwargs))
+    wide, made = copy.deepcopy(module).double(), []
+    for tensors in nearby.calls(flat.tensors):
+        # Lists are made anew for every call: some models take their elements out.
+        args, kwargs = signature.rebuild(flat.spec, tensors)
+        single = _floats(module(*args, **kwargs))
+        if not single:
+            raise ValueError(f"{path} gives no floating-point output to compare")
+        args, kwargs = signature.rebuild(flat.spec, [t.double() if t.is_floating_point() else t for t in tensors])
+        exact = _floats(wide(*args, **kwargs))
+        args, kwargs = signature.rebuild(flat.spec, tensors)
+        made.append(_Expected(args, kwargs, single, exact))
+        if all(t.dtype in (torch.float32, torch.float64) for t in single):
+            break
+    return made
 
 
 @torch.no_grad()
-def _judge(
-    module: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: str,
-    expected: tuple[list[torch.Tensor], list[torch.Tensor]],
-) -> Component:
+def _judge(module: torch.nn.Module, path: str, expected: list[_Expected]) -> Component:
     """Run an attached module and compare."""
-    return worst(path, _floats(_quietly(module, *args, **kwargs)), *expected)
+    made = [_floats(_quietly(module, *call.args, **call.kwargs)) for call in expected]
+    return pooled([rows_of(path, ours, call.single, call.exact) for ours, call in zip(made, expected)])
 
 
 def _floats(output: Any) -> list[torch.Tensor]:

@@ -1,0 +1,34 @@
+"""Errors over several calls."""
+
+import math
+
+import pytest
+import torch
+
+from diffusers_oneflow.verdict import HALF_FACTOR, Component, Error, pooled, rows_of
+
+
+def row(theirs, ours):
+    return Component("x", Error(*theirs), Error(*ours), HALF_FACTOR)
+
+
+def test_one_unlucky_call_of_several_does_not_decide():
+    calls = [[row((1e-3, 2e-3), (1.5e-3, 3e-3))], [row((1.5e-3, 3e-3), (1e-3, 2e-3))]]
+    assert not pooled(calls[:1]).passed and pooled(calls).passed
+    assert pooled(calls).ours == Error(math.sqrt((1.5e-3**2 + 1e-3**2) / 2), 3e-3)
+
+
+def test_what_is_worse_in_every_call_is_found():
+    assert not pooled([[row((1e-3, 2e-3), (1.3e-3, 2e-3))]] * 8).passed
+    assert not pooled([[row((1e-3, 2e-3), (1e-3, 2e-3))]] * 7 + [[row((1e-3, 2e-3), (math.inf, math.inf))]]).passed
+
+
+def test_each_output_is_judged_by_itself():
+    fine, bad = row((1e-3, 2e-3), (1e-3, 2e-3)), row((1e-3, 2e-3), (2e-3, 2e-3))
+    assert pooled([[fine, bad], [fine, bad]]).ours.rms == pytest.approx(2e-3)
+
+
+def test_half_types_have_one_row_for_each_output():
+    exact = [torch.ones(4, dtype=torch.float64)] * 2
+    found = rows_of("x", [torch.ones(4).half()] * 2, [torch.ones(4).half()] * 2, exact)
+    assert [r.factor for r in found] == [HALF_FACTOR] * 2 and all(r.passed for r in found)
