@@ -15,28 +15,37 @@ import torch
 from . import signature
 from .backend import models
 
-CALLS = 8
+CALLS, MORE_CALLS = 8, 32
 # Floats become up to so much smaller: far more than rounding, and no other inputs to a model.
 _SHRINKS = 1 / 64
+# Fewer tokens than these are no prompt.
+_FEW = 3
 
 
-def calls(tensors: Sequence[torch.Tensor], count: int = CALLS) -> Iterator[list[torch.Tensor]]:
+def calls(tensors: Sequence[torch.Tensor], count: int = CALLS, tables: Sequence[int] = ()) -> Iterator[list[torch.Tensor]]:
     """`tensors`, and others of the same shapes, strides and dtypes, the same ones every time.
 
-    In these, floats are up to 1/64 smaller. Where a call has none but masks and single numbers, ids of tokens change places
-    in their row; its first and last value and the largest of all, which begin, pad and end a prompt, stay.
+    In these, floats are up to 1/64 smaller. Where a call has none but masks and single numbers, the ids of tokens, its first
+    integers, are others: all but the first, the last and the largest of a row, which begin, pad and end a prompt; or, where
+    fewer than three are left so, all of them.
 
     Args:
         count: how many in all; one alone, if nothing could be changed.
+        tables: how many rows the model's embeddings have; new ids are in all of those that may be the tokens'.
     """
     yield list(tensors)
-    change = _shrunk if any(map(_is_free, tensors)) else _shuffled
+    floats = any(map(_is_free, tensors))
+    ids = next((i for i, t in enumerate(tensors) if _is_row_of_ids(t)), -1)
+    # An id that is in no table ends a GPU's process.
+    tokens = min((size for size in tables if ids >= 0 and size > int(tensors[ids].max())), default=0)
+    if not floats and not tokens:
+        return
     for seed in range(1, count):
         noise = torch.Generator().manual_seed(seed)
-        made = [change(t, noise) for t in tensors]
-        if all(new is old for new, old in zip(made, tensors)):
-            return
-        yield made
+        if floats:
+            yield [_shrunk(t, noise) for t in tensors]
+        else:
+            yield [_redrawn(t, tokens, noise) if i == ids else t for i, t in enumerate(tensors)]
 
 
 def _is_free(tensor: torch.Tensor) -> bool:
@@ -53,16 +62,19 @@ def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     return torch.empty_like(tensor).copy_(tensor * share)
 
 
-def _shuffled(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    if tensor.dtype not in (torch.int64, torch.int32) or tensor.ndim < 1 or torch.empty_like(tensor).stride() != tensor.stride():
-        return tensor
-    made, largest = tensor.clone(), tensor.max()
-    moved = False
-    for row in made.view(-1, made.shape[-1]) if made.is_contiguous() else []:
+def _is_row_of_ids(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim > 0 and tensor.numel() > 1 and tensor.is_contiguous()
+
+
+def _redrawn(tensor: torch.Tensor, tokens: int, noise: torch.Generator) -> torch.Tensor:
+    made, largest = tensor.clone(), int(tensor.max())
+    for row in made.view(-1, made.shape[-1]):
         free = ((row != row[0]) & (row != row[-1]) & (row != largest)).nonzero().flatten()
-        row[free] = row[free[torch.randperm(len(free), generator=noise).to(free.device)]]
-        moved |= len(free) > 1
-    return made if moved else tensor
+        most = largest  # which may be the one that ends a prompt
+        if len(free) < _FEW or largest < _FEW:
+            free, most = torch.arange(len(row)), tokens
+        row[free] = torch.randint(most, (len(free),), generator=noise).to(row)
+    return made
 
 
 @contextlib.contextmanager

@@ -29,20 +29,31 @@ def test_infinities_of_a_mask_stay():
     assert all(made[0].isneginf().tolist() == [False, False, True] for made in nearby.calls([mask]))
 
 
-def test_tokens_change_places_where_there_is_nothing_else():
-    ids = torch.tensor([[0, 5, 6, 7, 8, 9, 9], [0, 3, 2, 4, 9, 9, 9]])
+def test_tokens_are_others_where_there_is_nothing_else():
+    ids = torch.tensor([[0, 5, 6, 7, 8, 9, 9], [0, 3, 2, 4, 1, 9, 9]])
     attention = (ids != 9).long()
-    _, *others = nearby.calls([ids, attention])
-    assert any(not torch.equal(made[0], ids) for made in others)
+    first, *others = nearby.calls([ids, attention], tables=[20])
+    assert torch.equal(first[0], ids) and len(others) == nearby.CALLS - 1
     for made in others:
-        assert torch.equal(made[0].sort().values, ids.sort().values)
-        assert torch.equal(made[0][:, [0, 5, 6]], ids[:, [0, 5, 6]]) and made[0][1, 4] == 9
+        assert not torch.equal(made[0], ids) and (made[0][:, 1:5] < 9).all()
+        assert torch.equal(made[0][:, [0, 5, 6]], ids[:, [0, 5, 6]])
         assert torch.equal(made[1], attention)
 
 
-@pytest.mark.parametrize("tensors", [[], [torch.tensor([1, 1, 0])], [torch.tensor(3.0)], [torch.zeros(1, 4).expand(3, 4)]])
+def test_of_an_empty_prompt_all_tokens_are_others():
+    ids = torch.tensor([[1, 0, 0, 0, 0, 0]])
+    others = [made[0] for made in nearby.calls([ids, ids.clone()], tables=[200, 1, 20])][1:]
+    assert len(torch.cat(others).unique()) > 10 and all((made >= 0).all() and (made < 20).all() for made in others)
+
+
+@pytest.mark.parametrize("tensors", [[], [torch.tensor([True, False])], [torch.tensor(3.0)], [torch.zeros(1, 4).expand(3, 4)]])
 def test_where_nothing_can_be_other_there_is_one_call(tensors):
-    assert len(list(nearby.calls(tensors))) == 1
+    assert len(list(nearby.calls(tensors, tables=[20]))) == 1
+
+
+@pytest.mark.parametrize("tables", [[], [2, 6]])
+def test_without_a_table_that_has_them_integers_stay(tables):
+    assert len(list(nearby.calls([torch.tensor([3, 4, 5, 6])], tables=tables))) == 1
 
 
 def test_results_are_one_unit_off_meanwhile():
