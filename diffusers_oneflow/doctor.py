@@ -72,11 +72,10 @@ def _gpu() -> Finding:
         driver = os.path.exists("/proc/driver/nvidia/version")
         why = "torch sees no GPU under this driver" if driver else "this machine has no NVIDIA driver"
         return Finding("CUDA", f"not usable: {why}")
-    if reason := devices.refusal(torch.device("cuda", torch.cuda.current_device()), OneFlowConfig(cuda=True)):
+    if reason := devices.refusal(torch.device("cuda", torch.cuda.current_device()), OneFlowConfig()):
         return Finding("CUDA", "not usable: pipelines on CUDA run in torch", reason)
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    without, kernels = "without it pipelines on CUDA run in torch", devices.libraries()
-    return Finding("CUDA", f"usable with OneFlowConfig(cuda=True): {names}; {without}; kernels by {kernels}")
+    return Finding("CUDA", f"usable: {names}; kernels by {devices.libraries()}")
 
 
 def _pack() -> Finding:

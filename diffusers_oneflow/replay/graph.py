@@ -63,6 +63,7 @@ class ReplayGraph:
         self._on_cpu = [_is_on_cpu(n) for n, source in zip(program.outputs, self._sources) if isinstance(source, Ref)]
         self._groups, self._rest = early.split(self.steps, 0 if self._positions[0] == 0 else None)
         self.plan = plan.make(self._rest, [meta(t) for t in self._inputs], made, stage)
+        device.require(self.plan.bytes + sum(ref.like.nbytes for ref in made))
         start = time.perf_counter()
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             self._prepare(made, [examples[i] for i in self._positions])

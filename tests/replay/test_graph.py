@@ -20,7 +20,7 @@ class OnPlain:
     """A device of its own name, with torch's ops on the CPU: what another chip has to bring."""
 
     def __init__(self):
-        self.plain, self.captured, self.finished = devices.Plain("cpu"), 0, 0
+        self.plain, self.captured, self.finished, self.required = devices.Plain("cpu"), 0, 0, []
         self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
 
     def capture(self, run, preparations=()):
@@ -29,6 +29,9 @@ class OnPlain:
 
     def wake(self):
         pass
+
+    def require(self, size):
+        self.required.append(size)
 
     def finish(self):
         self.finished += 1
@@ -224,11 +227,11 @@ def test_a_lost_record_is_an_error(block, monkeypatch):
     ("xpu", "native", "runs on the CPU and on CUDA"), ("cuda", "oneflow", "without the kernel pack"),
 ])  # fmt: skip
 def test_devices_that_are_refused_say_why(device, kernels, reason):
-    assert reason in devices.refusal(torch.device(device), OneFlowConfig(kernels=kernels, cuda=True))
+    assert reason in devices.refusal(torch.device(device), OneFlowConfig(kernels=kernels))
 
 
-def test_a_gpu_is_asked_for():
-    assert "OneFlowConfig(cuda=True)" in devices.refusal(torch.device("cuda"), OneFlowConfig())
+def test_graphs_on_a_gpu_can_be_switched_off():
+    assert "OneFlowConfig(cuda=False)" in devices.refusal(torch.device("cuda"), OneFlowConfig(cuda=False))
 
 
 def test_a_module_runs_through_its_dispatcher(block, monkeypatch):
@@ -248,6 +251,20 @@ def test_a_module_runs_through_its_dispatcher(block, monkeypatch):
         from diffusers_oneflow.backend import detach
 
         detach(block)
+
+
+def test_room_is_asked_for_before_anything_is_captured(block):
+    class Full(OnPlain):
+        def require(self, size):
+            super().require(size)
+            raise torch.OutOfMemoryError("planted")
+
+    device = Full()
+    with pytest.raises(torch.OutOfMemoryError):
+        graph_of(block, *inputs(), device=device)
+    made = graph_of(block, *inputs())
+    outputs = sum(t.nbytes for t in made(list(inputs())))
+    assert device.captured == 0 and device.required == [made.plan.bytes + outputs]
 
 
 def test_where_memory_is_short_all_other_graphs_go(block, monkeypatch):
@@ -290,7 +307,7 @@ def test_what_names_another_device_is_on_the_graphs(block):
     torch.testing.assert_close(graph([torch.ones(3)])[0], Moves()(torch.ones(3)))
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"dtype": torch.int64}, {"device": torch.device("cpu")}])
+@pytest.mark.parametrize("kwargs", [{}, {"dtype": torch.int64}, {"device": torch.device("cpu")}, {"device": "cpu"}])
 def test_what_the_code_makes_is_made_where_the_graph_is(kwargs):
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
