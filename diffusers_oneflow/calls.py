@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import signature, strengths
+from .autocast import Autocast
 
 
 class Open(NamedTuple):
@@ -26,12 +27,14 @@ class Call:
         strengths: of the module's LoRA adapters.
         factor: by which this call multiplies them.
         dtype: in which a graph takes them.
+        autocast: under which it is made.
     """
 
     flat: signature.Flat
     strengths: strengths.Sorted
     factor: float
     dtype: torch.dtype
+    autocast: Autocast | None = None
 
     def tensors(self, opened: Open) -> list[torch.Tensor]:
         """What a graph gets."""

@@ -16,11 +16,13 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import proxy_tensor
 
+from . import autocast
 from .contents import CONTAINERS, DEPTH, OPAQUE, OWN, TABLES, contents, snapshot
 from .errors import Unsupported
 
 if TYPE_CHECKING:
     from . import signature
+    from .autocast import Autocast
 
 # Tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself. And what this package keeps there.
 _NOT_HELD = frozenset((*TABLES, *OWN))
@@ -124,6 +126,7 @@ def capture(
     flatten: Callable[..., Any],
     is_lowered: Callable[[str], bool],
     adapted: Callable[..., Any] = as_it_is,
+    casting: Autocast | None = None,
 ) -> Program:
     """Trace ``module.forward`` on `tensors` with torch.export.
 
@@ -133,6 +136,7 @@ def capture(
         flatten: from what forward returned to a `signature.Flat`.
         is_lowered: whether an ATen op can be lowered as it is; others are decomposed first.
         adapted: from the module's copy and the call's tensors to a context in which the copy is as these tensors say.
+        casting: the autocast to trace under, whose casts become ops.
 
     Raises:
         Unsupported: the module changes its buffers or its inputs, or returns something that is no tensor of its own.
@@ -143,12 +147,13 @@ def capture(
     module = twin(module)
     install_output_hooks(module)
     call, results, changed = observed(module, rebuild, flatten, adapted)
-    with torch.no_grad(), _alone(), _forgetful():
+    with torch.no_grad(), _alone(), _forgetful(), autocast.on(casting):
         exported = torch.export.export(call, tuple(tensors), strict=False)
         if changed:
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
-        # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need.
-        if not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
+        # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need. What is
+        # traced first are the ops that autocast gets, and the second time those that it makes of them.
+        if casting is not None or not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             _spell_out_diagonals(exported.graph)
             table = torch.export.default_decompositions()
             # What batch norm becomes in eval mode: torch.export does not keep an op that may write to its buffers.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from . import budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
+from . import autocast, budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
 from .bound import BoundWeights
 from .calls import Call, Open
 from .capture import Program, capture
@@ -156,9 +156,9 @@ class Dispatcher:
         except signature.Unkeyable as error:
             return str(error), None, None
         structure = self._structure_now(module)
-        # Weights that are offloaded have a device that autocast does not know (meta).
-        if torch.is_autocast_enabled("cuda" if structure.device.type == "cuda" else "cpu"):
-            return "torch.autocast is on", None, None
+        casting = autocast.current(structure.device)
+        if casting is not None and (reason := casting.refusal(structure.weights.values())):
+            return reason, None, None
         if structure.refusal:
             self._open_up()
             return structure.refusal, None, None
@@ -169,7 +169,7 @@ class Dispatcher:
         dtype = torch.float64 if structure.wide else torch.float32
         if self.config.cuda and structure.device.type == "cuda" and self._layout is None:
             structure = self._laid_out(module)
-        return None, Call(flat, structure.sorted, factor, dtype), structure
+        return None, Call(flat, structure.sorted, factor, dtype, casting), structure
 
     def _laid_out(self, module: torch.nn.Module) -> Structure:
         """What the module is once its parameters lie as the GPU's kernels read them."""
@@ -210,6 +210,7 @@ class Dispatcher:
             torch.get_default_dtype(),
             _attention_backend(),
             _float32_precision(structure.device),
+            call.autocast,
         )
         with self._lock:
             opened = self._open(base, call)
@@ -297,7 +298,7 @@ class Dispatcher:
         program = None
         bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
         try:
-            with bar, garbage.paused():
+            with bar, garbage.paused(), autocast.off(call.autocast):
                 engine.load()
                 native = self.config.kernels == "native" and not loader.refusal()
                 tensors = call.tensors(opened)
@@ -305,7 +306,7 @@ class Dispatcher:
                     from .replay import devices
 
                     devices.device_for(structure.device).wake()
-                rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype())
+                rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype(), str(call.autocast))
                 make = functools.partial(self._capture, module, call, opened)
                 found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
                 program = found.program
@@ -381,10 +382,10 @@ class Dispatcher:
         _tracing.on = True
         try:
             # Retracing stands in for the CPU alone.
-            if known and all(t.device.type == "cpu" for t in tensors):
+            if known and call.autocast is None and all(t.device.type == "cpu" for t in tensors):
                 return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
             with garbage.resumed():
-                return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted)
+                return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted, call.autocast)
         finally:
             _tracing.on = False
 
@@ -394,7 +395,7 @@ class Dispatcher:
             entry.graph.store.gather()
         tensors = call.tensors(entry.opened)
         # The graph reads what its prologues left: nothing may come between.
-        with ENGINE_LOCK if entry.hoisted else contextlib.nullcontext():
+        with ENGINE_LOCK if entry.hoisted else contextlib.nullcontext(), autocast.off(call.autocast):
             for part in entry.hoisted:
                 part.update(tensors)
             outputs = entry.graph(tensors)

@@ -15,13 +15,14 @@ from .fuse_attention import FuseAttention
 from .fuse_gate import FuseGate
 from .fuse_heavy import FuseHeavy
 from .fuse_norm import FuseNorm
+from .narrow_norms import NarrowNorms
 from .quick_gelu import FuseQuickGelu
 from .remove_noops import RemoveNoops
 from .resize import ResizeByMatrices
 from .simplify_views import SimplifyViews
 
-# No-ops go first so that patterns are found; equal nodes merge once constants are folded.
-ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, FuseQuickGelu)
+# No-ops go first so that patterns are found; equal nodes merge once constants are folded, casts of one norm among them.
+ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, NarrowNorms, FuseQuickGelu)
 # For the kernel pack: the layout first, since the patterns stand between permutations; what is left of elementwise
 # ops when convolutions and linear layers have taken theirs goes into chains.
 NATIVE_ORDER = (ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains)

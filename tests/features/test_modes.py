@@ -59,9 +59,18 @@ def test_autocast_runs_in_torch_and_is_right():
         assert not warned(both.draw)[1]
     assert np.array_equal(expected, made) and not np.array_equal(plain, made)
     assert sorted(s.split()[0] for s in said) == ["text_encoder", "unet", "vae.decoder"]
-    assert both.fallbacks() == {"torch.autocast is on": 4}
+    assert both.fallbacks() == {"torch.autocast is on, and would cast weights in every call: load the model in bfloat16": 4}
     both.draw()
     assert both.built() == 1
+
+
+def test_autocast_of_a_half_type_runs_on_oneflow():
+    both = Pair(lambda: stable_diffusion().to(torch.bfloat16), SD, only="unet")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, made = both.each(lambda pipe: draw(pipe, **SD))
+        off = np.abs(expected - made).max()
+        assert off <= parity.most_levels(both.stock, lambda pipe: draw(pipe, **SD), expected, off)
+    assert both.built() == 1 and not both.fallbacks()
 
 
 def gradients(pipe) -> list[torch.Tensor]:

@@ -1,0 +1,56 @@
+"""Norms that a module computes in float32 between half types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..capture import Program, op_name
+from .base import Rewrite, args_of, emit, sole_user, value
+
+_CASTS = ("aten._to_copy.default", "aten.to.dtype")
+_HALVES = (torch.float16, torch.bfloat16)
+# The number of arguments that may be tensors, and where they are.
+_NORMS = {"aten.group_norm.default": (0, 2, 3), "aten.layer_norm.default": (0, 2, 3), "aten.rms_norm.default": (0, 2)}
+# Of a group norm, in whose kernel they are.
+_ACTIVATIONS = ("aten.silu.default", "aten.relu.default")
+
+
+class NarrowNorms(Rewrite):
+    """``norm(x.float(), w.float(), b.float()).to(x.dtype)`` is the norm in x's dtype: kernels compute it in float32 anyway.
+
+    So autocast casts around each norm, and so do norms of diffusers that are called FP32.
+    """
+
+    def visit(self, program: Program, node: torch.fx.Node) -> None:
+        half = value(node).dtype if op_name(node) in _CASTS else None
+        if half not in _HALVES:
+            return
+        source = args_of(node)[0]
+        act = source if op_name(source) in _ACTIVATIONS else None
+        norm = source if act is None else args_of(act)[0]
+        places = _NORMS.get(op_name(norm))
+        if places is None or (act is not None and op_name(norm) != "aten.group_norm.default"):
+            return
+        if any(sole_user(n) is None or n in program.outputs for n in (source, norm)):
+            return self.why_not(norm, "its result is used in float32 too")
+        args = list(args_of(norm))
+        for place in places:
+            if place < len(args) and args[place] is not None:
+                args[place] = _narrow(args[place], half)
+                if args[place] is None:
+                    return self.why_not(norm, f"it is computed of something that is not {half}")
+        with program.graph.inserting_before(node):
+            made = emit(program, norm.target, tuple(args), value(norm).shape, half, norm)
+            if act is not None:
+                made = emit(program, act.target, (made,), value(act).shape, half, act)
+        self.replace(program, node, made)
+
+
+def _narrow(node: Any, half: torch.dtype) -> torch.fx.Node | None:
+    """What was cast to float32, if it was of this dtype."""
+    if op_name(node) not in _CASTS or value(node).dtype != torch.float32:
+        return None
+    before: torch.fx.Node = args_of(node)[0]
+    return before if value(before).dtype == half else None

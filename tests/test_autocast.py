@@ -1,0 +1,106 @@
+"""Under torch.autocast a model of a half type runs on OneFlow, as autocast would have it; one whose weights it casts does not."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_oneflow import OneFlowConfig, autocast, parity
+from diffusers_oneflow.backend import attach, detach, dispatcher_of
+from diffusers_oneflow.errors import FallbackWarning
+
+CPU = torch.device("cpu")
+
+
+class Small(nn.Module):
+    """What autocast casts, and what it leaves: a convolution, a sum, a norm, a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Linear(8, 5)
+
+    def forward(self, x, scale):
+        made = nn.functional.silu(self.norm(self.conv(x)))
+        return self.out(made.flatten(2).mT * scale), made.float().exp()
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    module = Small().eval().requires_grad_(False).to(torch.bfloat16)
+    yield module
+    if dispatcher_of(module) is not None:
+        dispatcher_of(module).close()
+        detach(module)
+
+
+def test_what_is_on(monkeypatch):
+    assert autocast.current(CPU) is None
+    with torch.autocast("cpu", torch.float16):
+        assert autocast.current(CPU) == autocast.current(torch.device("meta")) == autocast.Autocast("cpu", torch.float16)
+        assert autocast.current(torch.device("cuda")) is None
+        with autocast.off(autocast.current(CPU)):
+            assert autocast.current(CPU) is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")  # torch switches it on with a GPU alone
+    assert autocast.current(torch.device("cuda", 1)) == autocast.Autocast("cuda", torch.get_autocast_dtype("cuda"))
+    assert autocast.current(CPU) is None
+
+
+def test_weights_that_would_be_cast_are_refused():
+    state, wide, half = autocast.Autocast("cpu", torch.bfloat16), torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bfloat16)
+    assert state.refusal([half, torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64)]) is None
+    for weight in (wide, half.half()):
+        assert "load the model in bfloat16" in state.refusal([half, weight])
+
+
+def test_a_model_of_the_dtype_runs_on_oneflow(small):
+    # Of float32, which the convolution would refuse without autocast.
+    x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = small(x, scale)
+    exact = small.double()(x.double(), scale.double())
+    small.to(torch.bfloat16)
+    attach(small, "small", OneFlowConfig(fallback="error", progress=False, cache=None))
+    with torch.autocast("cpu", torch.bfloat16):
+        made, again = small(x, scale), small(x, scale)
+    assert dispatcher_of(small).record.built == 1
+    for ours, second, theirs, wide in zip(made, again, expected, exact):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, second)
+        assert parity.error(ours, wide).rms <= parity.HALF_FACTOR * parity.error(theirs, wide).rms
+
+
+def test_each_state_has_a_graph_of_its_own(small):
+    attach(small, "small", OneFlowConfig(fallback="error", progress=False, cache=None))
+    x, scale = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16), torch.tensor(1.5)
+    plain = small(x, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        small(x, scale)
+        with torch.autocast("cpu", enabled=False):
+            inside = small(x, scale)
+    assert dispatcher_of(small).record.built == 2
+    assert all(map(torch.equal, plain, inside))
+
+
+def test_one_of_another_dtype_runs_in_torch_and_says_why(small):
+    small.float()
+    attach(small, "small", OneFlowConfig(progress=False, cache=None))
+    x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(FallbackWarning, match="load the model in bfloat16"):
+        made = small(x, scale)
+        expected = small.forward(x, scale)
+    assert all(map(torch.equal, made, expected)) and dispatcher_of(small).record.built == 0
+
+
+def test_the_disk_cache_tells_them_apart(small, tmp_path):
+    config = OneFlowConfig(fallback="error", progress=False, cache=tmp_path)
+    x, scale = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16), torch.tensor(1.5, dtype=torch.bfloat16)
+    dtypes = []
+    for _ in range(2):
+        attach(small, "small", config)
+        small(x, scale)
+        with torch.autocast("cpu", torch.float16, enabled=False), torch.autocast("cpu", torch.bfloat16):
+            small(x.float(), scale)
+            small(x, scale)
+        dtypes.append([entry.origin for entry in dispatcher_of(small).entries])
+        dispatcher_of(small).close()
+        detach(small)
+    assert dtypes == [["captured"] * 3, ["disk cache"] * 3]
