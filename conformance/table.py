@@ -32,6 +32,7 @@ class Entry:
         prepare: changes the pipeline before it runs.
         change: changes it again while it is attached and has drawn: what was compiled before must not be used after.
         fallbacks: component -> part of the reason for which it runs in torch; all others run on OneFlow.
+        fallbacks_in: dtype of models -> more of them in it.
         idle: components that the call does not run as modules of their own.
         values: the range of the result that is spread over 255 levels.
         module: where the class is, if diffusers shows it only when packages are installed that no case needs.
@@ -45,6 +46,7 @@ class Entry:
     prepare: Callable[[object], None] | None = None
     change: Callable[[object], None] | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    fallbacks_in: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     values: tuple[float, float] = IMAGE
     module: str = "diffusers"
@@ -75,8 +77,9 @@ class Entry:
             NotApplicable: torch itself cannot run the pipeline on this device, in this dtype.
         """
         pipe = self.make()
+        fallbacks = {**self.fallbacks, **self.fallbacks_in.get(place.here().dtype, {})}
         try:
-            report = parity.pipeline(pipe, self.draw, self.fallbacks, self.change)
+            report = parity.pipeline(pipe, self.draw, fallbacks, self.change)
         except parity.TorchFails as error:
             if place.here().is_usual:
                 raise
@@ -84,7 +87,7 @@ class Entry:
         ran = {c.path for c in report.components}
         if wrong := set(self.idle) - (set(models(pipe)) - ran):
             raise ValueError(f"called idle, but it ran or does not exist: {', '.join(sorted(wrong))}")
-        if silent := set(models(pipe)) - ran - set(self.fallbacks) - set(self.idle) - {"vae.encoder"}:
+        if silent := set(models(pipe)) - ran - set(fallbacks) - set(self.idle) - {"vae.encoder"}:
             raise ValueError(f"not called: {', '.join(sorted(silent))}")
         return report
 

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def pipeline(
     fallbacks = (fallbacks or {}) if judged.name() == "oneflow" else {}
     reference = pipe
     if change is not None:
-        reference = copy.deepcopy(pipe)
+        reference = _copied(pipe, models(pipe).values())
         change(reference)
     try:
         calls, expected = _recorded(reference, draw, fallbacks)
@@ -148,7 +148,7 @@ def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[A
     floats = {t.dtype for module in models(pipe).values() for t in module.parameters() if t.is_floating_point()}
     if not floats & {torch.float16, torch.bfloat16}:
         return MOST_LEVELS
-    wide = copy.deepcopy(pipe).to(torch.float32)
+    wide = _copied(pipe, models(pipe).values()).to(torch.float32)
     off, runs = _levels(_quietly(draw, wide), drawn), 0
     del wide
     while levels > (most := max(MOST_LEVELS, math.ceil((1 + HALF_FACTOR) * off))) and runs < _DRAWS:
@@ -228,6 +228,13 @@ def _as_called(module: torch.nn.Module, call: _Call) -> Iterator[None]:
             parameter.data = data
 
 
+def _copied(value: Any, modules: Iterable[torch.nn.Module]) -> Any:
+    """A deep copy. Weights that a module has computed from others (weight_norm), which torch cannot copy, are shared."""
+    attributes = [a for module in modules for sub in module.modules() for a in vars(sub).values()]
+    computed = {id(t): t.detach() for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf}
+    return copy.deepcopy(value, computed)
+
+
 def _alone(module: torch.nn.Module, path: str, expected: list[_Expected]) -> tuple[Component, str]:
     """Compare a module that is not attached; why it ran in torch, if it did."""
     pipe = judged.Alone(module)
@@ -251,7 +258,7 @@ def _expected(
 ) -> list[_Expected]:
     """PyTorch's results; in half types those of `count` calls."""
     flat = signature.flatten((args, kwargs))
-    wide, made = copy.deepcopy(module).double(), []
+    wide, made = _copied(module, [module]).double(), []
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, torch.nn.Embedding)]
     for tensors in nearby.calls(flat.tensors, count, tables):
         # Lists are made anew for every call: some models take their elements out.

@@ -1,5 +1,7 @@
 """The parity library tells right from wrong; the demo pipeline and its models pass."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,12 @@ def test_a_change_of_the_attached_pipeline_is_what_is_compared(pipe, draw):
     assert report.passed, report.failures
     by_torch, ours = report.drawn
     assert np.abs(by_torch.astype(int) - before).max() > 1 and np.abs(ours.astype(int) - by_torch).max() <= 1
+
+
+def test_weights_that_are_computed_from_others_are_compared():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        made = torch.nn.utils.weight_norm(torch.nn.Linear(4, 3))
+    assert not made.weight.is_leaf
+    (call,) = parity._expected(made, (torch.randn(2, 4),), {}, "linear")
+    assert call.exact[0].dtype == torch.float64 and 0 < parity.error(call.single[0], call.exact[0]).rms < 1e-6
