@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+# Whose matrices autocast casts.
+_CAST = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention, torch.nn.RNNBase)
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,15 @@ class Autocast:
         """A context to capture in. Without torch's table of weights that were cast already, which traces must not fill."""
         return torch.autocast(self.device, self.dtype, cache_enabled=False)
 
-    def refusal(self, weights: Iterable[torch.Tensor]) -> str | None:
-        """Why a module of these weights stays in torch: those that autocast casts would be cast again in every call."""
-        # Vectors are those of norms and biases, which take no time.
-        if all(w.dtype == self.dtype for w in weights if w.is_floating_point() and w.ndim > 1):
-            return None
-        name = str(self.dtype).removeprefix("torch.")
-        return f"torch.autocast is on, and would cast weights in every call: load the model in {name}"
+    def refusal(self, module: torch.nn.Module) -> str | None:
+        """Why a module stays in torch: weights of another dtype would be cast again in every call."""
+        for path, sub in module.named_modules():
+            for name, weight in sub.named_parameters(recurse=False) if isinstance(sub, _CAST) else ():
+                if weight.dtype != self.dtype and weight.is_floating_point() and weight.ndim > 1:
+                    wanted, held = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, weight.dtype))
+                    where = f"{path}.{name}".removeprefix(".")
+                    return f"torch.autocast is on, and would cast {where} of {held} in every call: load the model in {wanted}"
+        return None
 
 
 def current(device: torch.device) -> Autocast | None:
@@ -49,3 +55,70 @@ def on(state: Autocast | None) -> contextlib.AbstractContextManager[object]:
 def off(state: Autocast | None) -> contextlib.AbstractContextManager[object]:
     """A context without it: what computes a graph casts nothing by itself."""
     return contextlib.nullcontext() if state is None else torch.autocast(state.device, enabled=False)
+
+
+def spell_out(graph: torch.fx.Graph, state: Autocast) -> torch.fx.Node | None:
+    """Write down the casts that autocast does inside of ops that torch takes apart: a second trace takes them apart without it.
+
+    Args:
+        graph: traced under `state` above these casts; what its nodes make has the dtypes that autocast gives it.
+
+    Returns:
+        The first node whose op does other casts inside than of all that goes into it, if there is one.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _is_taken_apart(node.target, state.device):
+            continue
+        if _is_resized(node.target, state.device):
+            # The first trace takes it apart already. Whatever reads it knows no better dtype, and finds another now.
+            _cast_all(graph, torch.float32, node)
+            continue
+        expected = _dtypes(node.meta["val"])
+        if _dtypes(_without(node, state)) == expected:
+            continue
+        floats = [dtype for dtype in expected if dtype is not None and dtype.is_floating_point]
+        if floats:
+            _cast_all(graph, floats[0], node)
+        if _dtypes(_without(node, state)) != expected:
+            found: torch.fx.Node = node
+            return found
+    return None
+
+
+def _is_taken_apart(target: Any, device: str) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    has = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, target.name())
+    return has("CompositeImplicitAutograd") and not has("Autocast" + device.upper())
+
+
+def _is_resized(target: torch._ops.OpOverload, device: str) -> bool:
+    """Whether it stands for a resize that autocast does in float32."""
+    name = target.name().partition(".")[0]
+    return "upsample" in name and torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autocast" + device.upper())
+
+
+def _cast_all(graph: torch.fx.Graph, dtype: torch.dtype, node: torch.fx.Node) -> None:
+    with graph.inserting_before(node):
+        node.args = torch.fx.map_arg(node.args, functools.partial(_cast, graph, dtype))
+
+
+def _without(node: torch.fx.Node, state: Autocast) -> Any:
+    """What a node makes without autocast, of fake tensors."""
+    args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+    target: Any = node.target
+    with torch.no_grad(), off(state):
+        return target(*args, **kwargs)
+
+
+def _cast(graph: torch.fx.Graph, dtype: torch.dtype, node: torch.fx.Node) -> torch.fx.Node:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype == dtype:
+        return node
+    made = graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+    made.meta = {**node.meta, "val": value.to(dtype)}
+    return made
+
+
+def _dtypes(value: Any) -> list[torch.dtype | None]:
+    return [getattr(made, "dtype", None) for made in torch.utils._pytree.tree_leaves(value)]

@@ -155,10 +155,16 @@ def capture(
         # traced first are the ops that autocast gets, and the second time those that it makes of them.
         if casting is not None or not all(map(is_lowered, _ops(exported.graph))) or _mutates(exported.graph):
             _spell_out_diagonals(exported.graph)
+            if casting is not None and (odd := autocast.spell_out(exported.graph, casting)) is not None:
+                raise Unsupported(op_name(odd), "torch.autocast casts inside of it", where(odd))
+            dtypes = _output_dtypes(exported.graph)
             table = torch.export.default_decompositions()
             # What batch norm becomes in eval mode: torch.export does not keep an op that may write to its buffers.
             table[torch.ops.aten._native_batch_norm_legit_no_training.default] = _batch_norm
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
+            # Those that it was to return: behind what it changes, which `_program` refuses.
+            if casting is not None and _output_dtypes(exported.graph)[-len(dtypes) :] != dtypes:
+                raise Unsupported("an output", "it has another dtype once its ops are decomposed")
     return _program(exported, results[0])
 
 
@@ -182,6 +188,12 @@ def _batch_norm(
 
 def _ops(graph: torch.fx.Graph) -> Iterator[str]:
     return (op_name(n) for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n))
+
+
+def _output_dtypes(graph: torch.fx.Graph) -> list[torch.dtype | None]:
+    (output,) = graph.find_nodes(op="output")
+    made: Any = output.args[0]
+    return [getattr(n.meta.get("val"), "dtype", None) for n in made if isinstance(n, torch.fx.Node)]
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:

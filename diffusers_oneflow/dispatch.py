@@ -25,7 +25,7 @@ from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
 from .kernels import loader
 from .passes import hoist
 from .programs import Programs
-from .retrace import retrace
+from .retrace import Differs, retrace
 from .structure import Interned, Structure
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Dispatcher:
             return str(error), None, None
         structure = self._structure_now(module)
         casting = autocast.current(structure.device)
-        if casting is not None and (reason := casting.refusal(structure.weights.values())):
+        if casting is not None and (reason := casting.refusal(module)):
             return reason, None, None
         if structure.refusal:
             self._open_up()
@@ -167,7 +167,7 @@ class Dispatcher:
         if factor != 1 and not structure.factor_known:
             flat, factor = signature.flatten((args, kwargs), open_numbers=True), 1.0
         dtype = torch.float64 if structure.wide else torch.float32
-        if self.config.cuda and structure.device.type == "cuda" and self._layout is None:
+        if structure.device.type == "cuda" and self._layout is None and self._elsewhere(structure) is None:
             structure = self._laid_out(module)
         return None, Call(flat, structure.sorted, factor, dtype, casting), structure
 
@@ -238,14 +238,17 @@ class Dispatcher:
 
     def _refusal(self, structure: Structure, tensors: list[torch.Tensor]) -> str | None:
         """Why tensors of a call cannot go into a graph of this module."""
-        if structure.device.type != "cpu":
-            from .replay import devices
-
-            if reason := devices.refusal(structure.device, self.config):
-                return reason
-            if self._moves > _MOVES:
-                return f"its weights were moved {self._moves} times, and a graph on {structure.device} reads them where they are"
+        if structure.device.type != "cpu" and (reason := self._elsewhere(structure)):
+            return reason
         return next(filter(None, (interop.refusal(interop.real(t), structure.device) for t in tensors)), None)
+
+    def _elsewhere(self, structure: Structure) -> str | None:
+        """Why there are no graphs of this module on a device that is not the CPU."""
+        from .replay import devices
+
+        if self._moves > _MOVES:
+            return f"its weights were moved more than {_MOVES} times, and a graph on {structure.device} reads them where they are"
+        return devices.refusal(structure.device, self.config)
 
     def evict(self, entry: Entry) -> bool:
         """Drop one graph; False if it is gone already, or if another thread is at work here."""
@@ -381,8 +384,10 @@ class Dispatcher:
 
         _tracing.on = True
         try:
-            # Retracing stands in for the CPU alone.
-            if known and call.autocast is None and all(t.device.type == "cpu" for t in tensors):
+            if known:
+                # Retracing stands in for the CPU alone, and knows no casts.
+                if call.autocast is not None or any(t.device.type != "cpu" for t in tensors):
+                    raise Differs("it is on a GPU, or under torch.autocast")
                 return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
             with garbage.resumed():
                 return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted, call.autocast)

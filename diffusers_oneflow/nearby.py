@@ -18,6 +18,7 @@ from .backend import models
 CALLS, MORE_CALLS = 8, 32
 # Floats become up to so much smaller: far more than rounding, and no other inputs to a model.
 _SHRINKS = 1 / 64
+_HALVES = (torch.float16, torch.bfloat16)
 # Fewer tokens than these are no prompt.
 _FEW = 3
 
@@ -63,7 +64,7 @@ def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 def _is_row_of_ids(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim > 0 and tensor.numel() > 1 and tensor.is_contiguous()
+    return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim > 1 and tensor.numel() > 1 and tensor.is_contiguous()
 
 
 def _redrawn(tensor: torch.Tensor, tokens: int, noise: torch.Generator) -> torch.Tensor:
@@ -83,13 +84,19 @@ def rounded(pipe: Any, seed: int) -> Iterator[None]:
     noise = torch.Generator().manual_seed(seed)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dtype not in (torch.float16, torch.bfloat16):
+        if tensor.dtype not in _HALVES:
             return tensor
-        signs = torch.randint(2, tensor.shape, generator=noise).to(tensor.device) * 2.0 - 1
-        return (tensor * (1 + torch.finfo(tensor.dtype).eps * signs)).to(tensor.dtype)
+        bits = tensor.contiguous().view(torch.int16)
+        up = 2 * torch.randint(2, tensor.shape, generator=noise, dtype=torch.int16).to(tensor.device) - 1
+        # The next number, unless that is none.
+        other = (bits + up).view(tensor.dtype)
+        return torch.where((tensor != 0) & other.isfinite() & tensor.isfinite(), other, tensor)
 
     def hook(module: torch.nn.Module, args: Any, made: Any) -> Any:
-        flat = signature.flatten(made)
+        try:
+            flat = signature.flatten(made)
+        except signature.Unkeyable:
+            return made
         return signature.rebuild(flat.spec, list(map(moved, flat.tensors)))
 
     hooks = [module.register_forward_hook(hook) for module in models(pipe).values()]

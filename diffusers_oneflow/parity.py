@@ -33,6 +33,8 @@ __all__ = [
 ]  # fmt: skip
 # So often a pipeline is drawn with its models' results rounded otherwise, where its images differ by more than expected.
 _DRAWS = 8
+# Times what is allowed; up to it one number may be what decides.
+_LITTLE = 1.5
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,14 @@ def _alone(module: torch.nn.Module, path: str, expected: list[_Expected]) -> tup
 
 
 def _again(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], row: Component) -> Component:
-    """What is said of a module that failed, over more calls where there are any: some have their error in one number."""
-    if row.factor != HALF_FACTOR:
+    """What is said of a module that failed by a little, over more calls where there are any: some have their error in one number.
+
+    What fails by more is no chance, nor is what an attached pipeline does and the module alone does not.
+    """
+    if row.factor != HALF_FACTOR or not row.excess <= _LITTLE:
         return row
-    return _alone(module, row.path, _expected(module, args, kwargs, row.path, nearby.MORE_CALLS))[0]
+    found, reasons = _alone(module, row.path, _expected(module, args, kwargs, row.path, nearby.MORE_CALLS))
+    return row if reasons else found
 
 
 @torch.no_grad()

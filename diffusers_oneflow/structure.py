@@ -104,7 +104,9 @@ class Structure:
 
     def is_moved(self, before: Structure) -> bool:
         """Whether all weights are elsewhere than they were: the module was moved, and not only changed."""
-        return len(self.weights_key) == len(before.weights_key) and not set(self.weights_key) & set(before.weights_key)
+        # An allocator may give the place of one to another.
+        pairs = [pair for pair in zip(self.weights_key, before.weights_key) if any(pair)]
+        return len(self.weights_key) == len(before.weights_key) and all(now != then for now, then in pairs)
 
     def _describe(self, name: str, module: torch.nn.Module) -> tuple[Any, ...]:
         attributes = module.__dict__

@@ -57,7 +57,7 @@ class Component:
     @property
     def excess(self) -> float:
         """The error as a multiple of what is allowed, the larger of the two measures."""
-        return max(ours / most for _, _, ours, most in self._measures())
+        return max(0.0 if ours <= most else ours / most for _, _, ours, most in self._measures())
 
     @property
     def failures(self) -> list[str]:
@@ -165,15 +165,21 @@ def rows_of(path: str, ours: list[torch.Tensor], single: list[torch.Tensor], exa
 
 
 def pooled(calls: Sequence[list[Component]]) -> Component:
-    """What is said of a module over several calls, each with one row for each output: as `worst` of them in one batch."""
-    rows = [replace(row[0], torch=_over([r.torch for r in row]), ours=_over([r.ours for r in row])) for row in zip(*calls)]
-    found: Component = max(rows, key=lambda row: row.excess)
-    return found
+    """What is said of a module over several calls, each with one row for each output, as `worst` of one.
+
+    Calls in which torch itself overflows say nothing of an output, if there are others.
+    """
+    found = [_over([row for row in rows if math.isfinite(row.torch.rms)] or list(rows)) for rows in zip(*calls)]
+    return max(found, key=lambda row: (not row.passed, row.excess))
 
 
-def _over(found: list[Error]) -> Error:
-    """The error over several calls: RMS and largest of all of them."""
-    return Error(math.sqrt(sum(e.rms**2 for e in found) / len(found)), max(e.maximum for e in found))
+def _over(rows: list[Component]) -> Component:
+    """RMS and largest of the errors of several calls, each in proportion to what that call gives."""
+    theirs, ours = (
+        Error(math.hypot(*(e.rms for e in found)) / math.sqrt(len(found)), max(e.maximum for e in found))
+        for found in ([r.torch for r in rows], [r.ours for r in rows])
+    )
+    return replace(rows[0], torch=theirs, ours=ours)
 
 
 def error(ours: torch.Tensor, exact: torch.Tensor) -> Error:

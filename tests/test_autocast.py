@@ -45,11 +45,15 @@ def test_what_is_on(monkeypatch):
     assert autocast.current(CPU) is None
 
 
-def test_weights_that_would_be_cast_are_refused():
-    state, wide, half = autocast.Autocast("cpu", torch.bfloat16), torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bfloat16)
-    assert state.refusal([half, torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64)]) is None
-    for weight in (wide, half.half()):
-        assert "load the model in bfloat16" in state.refusal([half, weight])
+def test_weights_that_would_be_cast_are_refused(small):
+    state = autocast.Autocast("cpu", torch.bfloat16)
+    small.norm.float()
+    small.table = nn.Embedding(4, 4)
+    assert state.refusal(small) is None
+    small.out.half()
+    said = "torch.autocast is on, and would cast out.weight of float16 in every call: load the model in bfloat16"
+    assert state.refusal(small) == said
+    assert "cast weight of float16" in state.refusal(small.out)
 
 
 def test_a_model_of_the_dtype_runs_on_oneflow(small):
@@ -104,3 +108,43 @@ def test_the_disk_cache_tells_them_apart(small, tmp_path):
         dispatcher_of(small).close()
         detach(small)
     assert dtypes == [["captured"] * 3, ["disk cache"] * 3]
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, y):
+        return self.function(x, y)
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, y: torch.einsum("ij,kj->ik", x, y), torch.inner, lambda x, y: torch.tensordot(x, y.mT, 1),
+    lambda x, y: torch.nn.functional.interpolate((x @ y)[None, None], size=(5, 4), mode="bilinear") + 1,
+    lambda x, y: torch.linalg.multi_dot([x, y, x]), lambda x, y: torch.linalg.matrix_power(x, 2) + y,
+])  # fmt: skip
+def test_ops_that_are_taken_apart_keep_the_casts_inside_of_them(function):
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 6), torch.randn(6, 6)
+    module = Calls(function).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = module(x, y)
+        attach(module, "calls", OneFlowConfig(progress=False, cache=None, fallback="error"))
+        try:
+            made = module(x, y)
+        finally:
+            dispatcher_of(module).close()
+            detach(module)
+    exact = function(x.double(), y.double())
+    assert made.dtype == expected.dtype
+    assert parity.error(made, exact).rms <= parity.HALF_FACTOR * parity.error(expected, exact).rms
+
+
+def test_what_casts_otherwise_inside_is_found(monkeypatch):
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    node = graph.call_function(torch.ops.aten.einsum.default, ("ij->ji", [x]))
+    with torch._subclasses.FakeTensorMode():
+        x.meta["val"], node.meta["val"] = torch.empty(2, 3, dtype=torch.bfloat16), torch.empty(3, 2, dtype=torch.int64)
+    assert autocast.spell_out(graph, autocast.Autocast("cpu", torch.bfloat16)) is node

@@ -56,16 +56,26 @@ def test_without_a_table_that_has_them_integers_stay(tables):
     assert len(list(nearby.calls([torch.tensor([3, 4, 5, 6])], tables=tables))) == 1
 
 
-def test_results_are_one_unit_off_meanwhile():
-    class Pipe:
-        def __init__(self):
-            self.components = {"unet": torch.nn.Identity()}
-            self.unet = self.components["unet"]
+class Pipe:
+    def __init__(self):
+        self.components = {"unet": torch.nn.Identity()}
+        self.unet = self.components["unet"]
 
+
+def test_results_are_one_unit_off_meanwhile():
     pipe, x = Pipe(), torch.randn(100).half()
     with nearby.rounded(pipe, 0):
         made, other = pipe.unet(x), pipe.unet(x)
         wide = pipe.unet(x.float())
     assert torch.equal(pipe.unet(x), x) and torch.equal(wide, x.float()) and not torch.equal(made, other)
-    assert (made != x).all()
-    torch.testing.assert_close(made, x, rtol=2 * torch.finfo(torch.float16).eps, atol=0)
+    assert ((made.view(torch.int16) - x.view(torch.int16)).abs() == 1).all()
+
+
+def test_zeros_and_the_largest_numbers_stay_numbers():
+    most = torch.finfo(torch.bfloat16).max
+    x = torch.tensor([0.0, -0.0, most, -most, torch.inf, torch.nan], dtype=torch.bfloat16)
+    pipe = Pipe()
+    for seed in range(8):
+        with nearby.rounded(pipe, seed):
+            made = pipe.unet(x)
+        assert torch.equal(made[[0, 1, 4]], x[[0, 1, 4]]) and made[2:4].isfinite().all() and made[5].isnan()

@@ -15,7 +15,7 @@ def row(theirs, ours):
 def test_one_unlucky_call_of_several_does_not_decide():
     calls = [[row((1e-3, 2e-3), (1.5e-3, 3e-3))], [row((1.5e-3, 3e-3), (1e-3, 2e-3))]]
     assert not pooled(calls[:1]).passed and pooled(calls).passed
-    assert pooled(calls).ours == Error(math.sqrt((1.5e-3**2 + 1e-3**2) / 2), 3e-3)
+    assert pooled(calls).ours.rms == pytest.approx(math.sqrt((1.5e-3**2 + 1e-3**2) / 2)) and pooled(calls).ours.maximum == 3e-3
 
 
 def test_what_is_worse_in_every_call_is_found():
@@ -32,3 +32,14 @@ def test_half_types_have_one_row_for_each_output():
     exact = [torch.ones(4, dtype=torch.float64)] * 2
     found = rows_of("x", [torch.ones(4).half()] * 2, [torch.ones(4).half()] * 2, exact)
     assert [r.factor for r in found] == [HALF_FACTOR] * 2 and all(r.passed for r in found)
+
+
+def test_a_call_in_which_torch_overflows_does_not_decide():
+    lost = [row((math.inf, math.inf), (math.inf, math.inf))]
+    bad, fine = [row((1e-3, 2e-3), (0.9, 0.9))], [row((1e-3, 2e-3), (1e-3, 2e-3))]
+    assert not pooled([lost] + [bad] * 7).passed and pooled([lost] + [fine] * 7).passed and pooled([lost]).passed
+
+
+def test_an_output_without_numbers_hides_no_other():
+    lost, bad = row((math.inf, math.inf), (math.inf, math.inf)), row((1e-3, 2e-3), (0.9, 0.9))
+    assert not pooled([[lost, bad]]).passed and not pooled([[bad, lost]]).passed

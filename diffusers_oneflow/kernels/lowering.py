@@ -212,6 +212,8 @@ def group_norm(
         if bias is None or _same_dtype(x, weight, bias) != dtype:
             raise Refused("a weight without a bias")
         inputs += [weight, bias]
+    elif bias is not None:
+        raise Refused("a bias without a weight")
     n = x.shape[0]
     positions = math.prod(x.shape) // (n * channels)
     return node(

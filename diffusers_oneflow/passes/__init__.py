@@ -21,11 +21,11 @@ from .remove_noops import RemoveNoops
 from .resize import ResizeByMatrices
 from .simplify_views import SimplifyViews
 
-# No-ops go first so that patterns are found; equal nodes merge once constants are folded, casts of one norm among them.
-ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, NarrowNorms, FuseQuickGelu)
-# For the kernel pack: the layout first, since the patterns stand between permutations; what is left of elementwise
-# ops when convolutions and linear layers have taken theirs goes into chains.
-NATIVE_ORDER = (ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains)
+# No-ops go first so that patterns are found; equal nodes merge once constants are folded.
+ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, FuseQuickGelu)
+# For the kernel pack: norms, now that equal casts are one; the layout before the patterns, which stand between permutations;
+# what is left of elementwise ops when convolutions and linear layers have taken theirs goes into chains.
+NATIVE_ORDER = (NarrowNorms, ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains)
 
 __all__ = ["NATIVE_ORDER", "ORDER", "Rewrite", "op_counts", "run"]
 

@@ -11,14 +11,14 @@ from .base import Rewrite, args_of, emit, sole_user, value
 
 _CASTS = ("aten._to_copy.default", "aten.to.dtype")
 _HALVES = (torch.float16, torch.bfloat16)
-# The number of arguments that may be tensors, and where they are.
+# Where arguments are that may be tensors.
 _NORMS = {"aten.group_norm.default": (0, 2, 3), "aten.layer_norm.default": (0, 2, 3), "aten.rms_norm.default": (0, 2)}
 # Of a group norm, in whose kernel they are.
 _ACTIVATIONS = ("aten.silu.default", "aten.relu.default")
 
 
 class NarrowNorms(Rewrite):
-    """``norm(x.float(), w.float(), b.float()).to(x.dtype)`` is the norm in x's dtype: kernels compute it in float32 anyway.
+    """``norm(x.float(), w.float(), b.float()).to(x.dtype)`` is the norm in x's dtype, which the pack computes in float32 anyway.
 
     So autocast casts around each norm, and so do norms of diffusers that are called FP32.
     """
@@ -41,6 +41,11 @@ class NarrowNorms(Rewrite):
                 args[place] = _narrow(args[place], half)
                 if args[place] is None:
                     return self.why_not(norm, f"it is computed of something that is not {half}")
+        if op_name(norm) == "aten.rms_norm.default" and (len(args) < 4 or args[3] is None):
+            if "eps" in norm.kwargs:
+                return self.why_not(norm, "its eps is named")
+            # Without one it depends on the dtype.
+            args = [*args[:3], *[None] * (3 - len(args)), torch.finfo(torch.float32).eps]
         with program.graph.inserting_before(node):
             made = emit(program, norm.target, tuple(args), value(norm).shape, half, norm)
             if act is not None:

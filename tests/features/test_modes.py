@@ -59,7 +59,7 @@ def test_autocast_runs_in_torch_and_is_right():
         assert not warned(both.draw)[1]
     assert np.array_equal(expected, made) and not np.array_equal(plain, made)
     assert sorted(s.split()[0] for s in said) == ["text_encoder", "unet", "vae.decoder"]
-    assert both.fallbacks() == {"torch.autocast is on, and would cast weights in every call: load the model in bfloat16": 4}
+    assert sum(both.fallbacks().values()) == 4 and all("torch.autocast is on" in reason for reason in both.fallbacks())
     both.draw()
     assert both.built() == 1
 

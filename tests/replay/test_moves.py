@@ -25,6 +25,14 @@ def test_a_module_is_moved_where_all_its_weights_are():
     assert Structure(module).is_moved(before)
 
 
+def test_places_that_others_have_now_are_moved_too():
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    before = Structure(module)
+    first, second = module[0].weight.data, module[1].weight.data
+    module[0].weight.data, module[1].weight.data = second, first
+    assert Structure(module).is_moved(before)
+
+
 def on_a_gpu(monkeypatch):
     """Let structures say that they are on a GPU that can be used."""
     make = Structure.__init__
@@ -48,7 +56,7 @@ def test_after_some_moves_a_module_stays_in_torch(monkeypatch):
             said.append(dispatcher._refusal(dispatcher._structure_now(module), []))
             move(module)
         assert said[:-1] == [None] * (dispatch._MOVES + 1)
-        assert said[-1] == "its weights were moved 3 times, and a graph on cuda reads them where they are"
+        assert said[-1] == "its weights were moved more than 2 times, and a graph on cuda reads them where they are"
         dispatcher.close()
         assert dispatcher._refusal(dispatcher._structure_now(module), []) is None
     finally:
