@@ -100,7 +100,7 @@ def _is_resized(target: torch._ops.OpOverload, device: str) -> bool:
 
 def _cast_all(graph: torch.fx.Graph, dtype: torch.dtype, node: torch.fx.Node) -> None:
     with graph.inserting_before(node):
-        node.args = torch.fx.map_arg(node.args, functools.partial(_cast, graph, dtype))
+        node.args, node.kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), functools.partial(_cast, graph, dtype))
 
 
 def _without(node: torch.fx.Node, state: Autocast) -> Any:

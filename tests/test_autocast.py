@@ -148,3 +148,15 @@ def test_what_casts_otherwise_inside_is_found(monkeypatch):
     with torch._subclasses.FakeTensorMode():
         x.meta["val"], node.meta["val"] = torch.empty(2, 3, dtype=torch.bfloat16), torch.empty(3, 2, dtype=torch.int64)
     assert autocast.spell_out(graph, autocast.Autocast("cpu", torch.bfloat16)) is node
+
+
+def test_resizes_that_autocast_does_in_float32_get_float32():
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    resized = graph.call_function(torch.ops.aten.upsample_nearest2d.vec, (), {"input": x, "scale_factors": [2.0, 2.0]})
+    with torch._subclasses.FakeTensorMode():
+        x.meta["val"] = torch.empty(1, 2, 3, 3, dtype=torch.float16)
+        resized.meta["val"] = torch.empty(1, 2, 6, 6, dtype=torch.float16)
+    assert autocast.spell_out(graph, autocast.Autocast("cuda", torch.float16)) is None
+    cast = resized.kwargs["input"]
+    assert cast.args == (x, torch.float32) and cast.meta["val"].dtype == torch.float32
