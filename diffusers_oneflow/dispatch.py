@@ -157,8 +157,11 @@ class Dispatcher:
             return str(error), None, None
         structure = self._structure_now(module)
         casting = autocast.current(structure.device)
-        if casting is not None and (reason := casting.refusal(module)):
-            return reason, None, None
+        if casting is not None:
+            if casting not in structure.castings:
+                structure.castings[casting] = casting.refusal(module)
+            if reason := structure.castings[casting]:
+                return reason, None, None
         if structure.refusal:
             self._open_up()
             return structure.refusal, None, None
@@ -180,6 +183,9 @@ class Dispatcher:
                 # Not tensors of inference mode, which could not be written to outside it.
                 with torch.inference_mode(False):
                     self._layout = Layout(module)
+                moves = self._moves
+                self._structure_now(module)
+                self._moves = moves  # that was this package
             return self._structure_now(module)
 
     def _structure_now(self, module: torch.nn.Module) -> Structure:

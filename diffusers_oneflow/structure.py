@@ -94,6 +94,7 @@ class Structure:
         self.device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         self.token = -1  # this and the next are set by the dispatcher
         self.sorted: Any = None
+        self.castings: dict[Any, str | None] = {}  # why not under an autocast
         self.key = (self.key, code, tuple(self.weights), self.weights_key, layouts, tuple(cast(Any, t).forward for t in types))
         handles = list(map(torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, (*tensors, *self._tensors)))
         self._watch = engine.native().StructureWatch(self._dicts, self._lists, self._objects, types, handles)

@@ -74,3 +74,17 @@ def test_weights_that_are_changed_are_no_move(monkeypatch):
         assert dispatcher_of(module)._refusal(structure, []) is None
     finally:
         detach(module)
+
+
+def test_what_is_laid_out_is_no_move(monkeypatch):
+    on_a_gpu(monkeypatch)
+    module = nn.Conv2d(3, 4, 3, bias=False)
+    attach(module, "conv", OneFlowConfig(progress=False, cache=None))
+    try:
+        dispatcher, where = dispatcher_of(module), module.weight.data_ptr()
+        dispatcher._structure_now(module)
+        dispatcher._laid_out(module)
+        assert module.weight.data_ptr() != where and dispatcher._moves == 0
+    finally:
+        dispatcher.close()
+        detach(module)
