@@ -46,7 +46,7 @@ def run(op: str) -> Report:
                 for values in zip(result, call.expected, exact):
                     row = judge(f"{op} {kernels}", *values)
                     known = worst.get(row.path)
-                    if known is None or _excess(row) > _excess(known):
+                    if known is None or row.excess > known.excess:
                         worst[row.path] = row
     if not worst:
         raise NotApplicable(f"torch has no {op} in {here().dtype} on {here().device}")
@@ -94,15 +94,6 @@ def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.
 
 def _distance(result: torch.Tensor, reference: torch.Tensor) -> Error:
     return error(result, reference) if result.numel() else Error(0.0, 0.0)
-
-
-def _excess(row: Component) -> float:
-    """How much of what is allowed the error takes."""
-    shares = []
-    for theirs, ours in ((row.torch.rms, row.ours.rms), (row.torch.maximum, row.ours.maximum)):
-        allowed = max(row.factor * theirs, row.floor)
-        shares.append(ours / allowed if allowed else float("inf") if ours else 0.0)
-    return max(shares)
 
 
 def _results(op: str, calls: list):

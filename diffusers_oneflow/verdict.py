@@ -56,8 +56,8 @@ class Component:
 
     @property
     def excess(self) -> float:
-        """The error as a multiple of what is allowed, the larger of the two measures."""
-        return max(0.0 if ours <= most else ours / most for _, _, ours, most in self._measures())
+        """The error as a multiple of what is allowed, the larger of the two measures; above 1 where it fails."""
+        return max(_share(ours, most) for _, _, ours, most in self._measures())
 
     @property
     def failures(self) -> list[str]:
@@ -134,6 +134,13 @@ class Report:
             console.print(f"Final image: largest difference {self.levels} of 255: {verdict}", highlight=False)
 
 
+def _share(ours: float, most: float) -> float:
+    """How much of what is allowed an error takes, where all or nothing may be allowed too."""
+    if most in (0.0, math.inf):
+        return 0.0 if ours <= most else math.inf
+    return ours / most
+
+
 def errors(result: list[torch.Tensor], reference: list[torch.Tensor]) -> list[Error]:
     """The error of each of a module's outputs; infinite where one alone is NaN.
 
@@ -170,7 +177,7 @@ def pooled(calls: Sequence[list[Component]]) -> Component:
     Calls in which torch itself overflows say nothing of an output, if there are others.
     """
     found = [_over([row for row in rows if math.isfinite(row.torch.rms)] or list(rows)) for rows in zip(*calls)]
-    return max(found, key=lambda row: (not row.passed, row.excess))
+    return max(found, key=lambda row: row.excess)
 
 
 def _over(rows: list[Component]) -> Component:

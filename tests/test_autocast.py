@@ -141,7 +141,7 @@ def test_ops_that_are_taken_apart_keep_the_casts_inside_of_them(function):
     assert parity.error(made, exact).rms <= parity.HALF_FACTOR * parity.error(expected, exact).rms
 
 
-def test_what_casts_otherwise_inside_is_found(monkeypatch):
+def test_what_casts_otherwise_inside_is_found():
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     node = graph.call_function(torch.ops.aten.einsum.default, ("ij->ji", [x]))

@@ -28,6 +28,18 @@ def test_each_output_is_judged_by_itself():
     assert pooled([[fine, bad], [fine, bad]]).ours.rms == pytest.approx(2e-3)
 
 
+def test_of_outputs_that_pass_the_nearest_to_the_bar_is_said():
+    far, near = row((1e-3, 2e-3), (0.5e-3, 1e-3)), row((1e-3, 2e-3), (0.9e-3, 2.3e-3))
+    for calls in ([[far, near]], [[near, far]]):
+        assert pooled(calls).ours == near.ours and pooled(calls).excess == pytest.approx(2.3 / 2.4)
+
+
+@pytest.mark.parametrize("ours, excess", [(0.0, 0.0), (1e-9, math.inf)])
+def test_where_nothing_is_allowed_anything_is_too_much(ours, excess):
+    found = Component("x", Error(0.0, 0.0), Error(ours, ours), floor=0.0)
+    assert found.excess == excess and found.passed == (excess == 0)
+
+
 def test_half_types_have_one_row_for_each_output():
     exact = [torch.ones(4, dtype=torch.float64)] * 2
     found = rows_of("x", [torch.ones(4).half()] * 2, [torch.ones(4).half()] * 2, exact)

@@ -65,6 +65,8 @@ def emit(
     return node
 
 
+# To another dtype, which is the second argument or a keyword.
+CASTS = ("aten.to.dtype", "aten._to_copy.default")
 # What the kernel pack computes in; everything else is left to OneFlow's own ops.
 NATIVE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 

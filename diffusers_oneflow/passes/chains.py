@@ -8,12 +8,11 @@ import torch
 
 from ..capture import Program, op_name
 from . import native_ops
-from .base import Rewrite, args_of, emit, is_native, sole_user, value
+from .base import CASTS, Rewrite, args_of, emit, is_native, sole_user, value
 from .fuse_gate import activation
 
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "max", "minimum": "min"}
 _UNARY = {"exp", "log", "sqrt", "rsqrt", "sin", "cos", "neg", "abs", "square", "erf"}
-_CASTS = {"aten.to.dtype", "aten._to_copy.default"}
 # Of the kernel (math.h).
 _OPERANDS, _INSTRUCTIONS, _DIMENSIONS = 16, 64, 6
 
@@ -99,7 +98,7 @@ class _Chain:
 def _steps_of(node: torch.fx.Node) -> list[tuple[Any, ...]]:
     """``(code, arguments, number)`` of each instruction for a node; an argument None is the result of the one before."""
     op = op_name(node)
-    if op in _CASTS:
+    if op in CASTS:
         return []
     if act := activation(node):
         return [("act", [args_of(node)[0]], act)]
@@ -153,7 +152,7 @@ def _expressible(node: torch.fx.Node) -> bool:
     inputs = node.all_input_nodes
     if not inputs or not all(map(is_native, inputs)):
         return False
-    if op in _CASTS:
+    if op in CASTS:
         return isinstance(args_of(node)[0], torch.fx.Node)
     if activation(node):
         return True

@@ -4,26 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusers_oneflow import parity, passes
-from tests.test_capture import program_of
+from diffusers_oneflow import parity
+from tests.passes.test_passes import Function, rewritten
 
 HALF = torch.bfloat16
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
-
-
-def rewritten(function):
-    program = program_of(Function(function).eval(), X, W, B)
-    return {r.name: r for r in passes.run(program, native=True)}["NarrowNorms"], passes.op_counts(program), program
-
-
 X, W, B = torch.randn(2, 4, 8).to(HALF), torch.randn(8).to(HALF), torch.randn(8).to(HALF)
 
 
@@ -44,7 +28,8 @@ def bare(x, w, b):
     (group_norm, {"oneflow.group_norm.default": 1, "aten.mT.default": 1}),
 ])  # fmt: skip
 def test_casts_around_a_norm_go(function, ops):
-    report, left, program = rewritten(function)
+    reports, left, program = rewritten(function, X, W, B, native=True)
+    report = reports["NarrowNorms"]
     assert report.applied == 1
     assert left == ops
     assert all(o.meta["val"].dtype == HALF for o in program.outputs)
@@ -63,7 +48,8 @@ def test_numbers_stay_as_near_to_float64(function, dtype):
     (lambda x, w, b: F.layer_norm(x.float(), (8,)).to(torch.float16), "is not torch.float16"),
 ])  # fmt: skip
 def test_where_it_must_stay(function, reason):
-    report, left, _ = rewritten(function)
+    reports, left, _ = rewritten(function, X, W, B, native=True)
+    report = reports["NarrowNorms"]
     assert report.applied == 0
     assert reason in report.near_misses[0] and left["aten.layer_norm.default"] == 1
 
@@ -76,5 +62,5 @@ def test_a_norm_keeps_its_eps(eps):
 
 
 def test_an_activation_after_a_layer_norm_keeps_its_float32():
-    report, _, _ = rewritten(lambda x, w, b: F.silu(F.layer_norm(x.float(), (8,))).to(HALF))
-    assert report.applied == 0
+    reports, _, _ = rewritten(lambda x, w, b: F.silu(F.layer_norm(x.float(), (8,))).to(HALF), X, W, B, native=True)
+    assert reports["NarrowNorms"].applied == 0

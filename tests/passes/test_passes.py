@@ -18,10 +18,10 @@ class Function(torch.nn.Module):
         return self.function(*args)
 
 
-def rewritten(function, *tensors):
+def rewritten(function, *tensors, native=False):
     """The reports by pass name, and the ops that are left."""
     program = program_of(Function(function).eval(), *tensors)
-    reports = {r.name: r for r in passes.run(program)}
+    reports = {r.name: r for r in passes.run(program, native)}
     return reports, passes.op_counts(program), program
 
 
