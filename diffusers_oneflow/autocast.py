@@ -30,7 +30,12 @@ class Autocast:
         return torch.autocast(self.device, self.dtype, cache_enabled=False)
 
     def refusal(self, module: torch.nn.Module) -> str | None:
-        """Why a module stays in torch: weights of another dtype would be cast again in every call."""
+        """Why a module stays in torch: on a GPU weights of another dtype would be cast again in every call.
+
+        On the CPU there are copies of them, which are as the weights are (`passes.cast_weights`).
+        """
+        if self.device == "cpu":
+            return None
         for path, sub in module.named_modules():
             for name, weight in sub.named_parameters(recurse=False) if isinstance(sub, _CAST) else ():
                 if weight.dtype != self.dtype and weight.is_floating_point() and weight.ndim > 1:

@@ -10,6 +10,7 @@ from . import interop
 from .capture import Program
 from .config import OneFlowConfig
 from .errors import Unsupported
+from .passes.base import value
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -33,16 +34,19 @@ class BoundWeights:
         return self.store if native else None
 
     def bind(self, structure: Structure, store: WeightStore | None, program: Program) -> dict[str, interop.Weight]:
-        """Placeholder -> weight.
+        """Placeholder -> weight, to be cast where the placeholder has another dtype (`passes.cast_weights`).
 
         Raises:
             Unsupported: OneFlow cannot read a weight from its memory.
         """
         bound = {}
+        read = {node.name: value(node).dtype for node in program.graph.find_nodes(op="placeholder")}
         for name, qualified in program.weights.items():
             if qualified not in self._bound:
                 self._bound[qualified] = _weight(qualified, structure.weights[qualified])
-            bound[name] = interop.Weight(structure.weights[qualified], self._bound[qualified], store)
+            weight = structure.weights[qualified]
+            cast = read[name] if name in read and read[name] != weight.dtype else None
+            bound[name] = interop.Weight(weight, self._bound[qualified], store, cast)
         for name, constant in program.constants.items():
             bound[name] = interop.Weight(constant, _weight(name, constant), store)
         return bound

@@ -308,7 +308,7 @@ def _lower_node(node: torch.fx.Node, env: dict[Any, Any], native: bool) -> Any:
 
 def _widened(value: Any) -> Any:
     """A OneFlow tensor for its own ops, which have few kernels for half types on the CPU: those are computed in float32."""
-    from .kernels.moves import convert
+    from .kernels.lowering import convert
     from .lowering.types import torch_dtype
 
     tensor = interop.flow_tensor(value)
@@ -319,7 +319,7 @@ def _widened(value: Any) -> Any:
 
 def _narrowed(made: Any, expected: Any) -> Any:
     """What was computed in float32 in the dtype that it should have."""
-    from .kernels.moves import convert
+    from .kernels.lowering import convert
     from .lowering.types import torch_dtype
 
     if isinstance(made, (tuple, list)):

@@ -84,12 +84,19 @@ class Weight:
         tensor: torch's own.
         raw: the OneFlow tensor on its memory, and the permutation to apply (`flow_view`).
         store: where the pack's kernels get it from (`kernels.weights.WeightStore`); None without the pack.
+        cast: the half type that the pack's kernels read it in, where it is float32 itself.
     """
 
     tensor: torch.Tensor
     raw: tuple[Any, ...]
     store: WeightStore | None = None
+    cast: torch.dtype | None = None
     _made: object = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the graph reads."""
+        return self.cast or self.tensor.dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -105,7 +112,12 @@ class Weight:
             tensor, order = self.raw
             made = permute(tensor, list(order)) if order else tensor
             # Bool comes as uint8: dlpack has no bool.
-            self._made = cast(made, torch.bool) if self.tensor.dtype == torch.bool else made
+            made = cast(made, torch.bool) if self.tensor.dtype == torch.bool else made
+            if self.cast is not None:
+                from .kernels.lowering import convert
+
+                made = convert(made, self.cast)
+            self._made = made
         return self._made
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import judged, nearby, signature
+from . import autocast, judged, nearby, signature
 from .backend import dispatcher_of, models
 from .errors import FallbackWarning, Unsupported
 from .verdict import FACTOR, FLOOR, HALF_FACTOR, MOST_LEVELS, Component, Error, Report, error, errors, pooled, rows_of, worst
@@ -138,7 +138,7 @@ def pipeline(
 def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[Any], levels: int = 0) -> int:
     """How far the final image of the backend may be from `drawn`, torch's own, in levels of 255.
 
-    One level in float32, whose own error does not show. In a half type torch itself is some levels off, as many as a run in
+    One level in float32, whose own error does not show. In a half type, or under autocast, torch itself is some levels off, as many as a run in
     float32 with the same weights and noise says, and the backend may be `HALF_FACTOR` times as far off as torch, to the other
     side: the two may differ by the sum of both. Where a pipeline makes much of a little, one run says too little: then torch
     is as far off as when its models' results are rounded otherwise (`nearby.rounded`), in the worst of several runs. (Noise
@@ -148,10 +148,12 @@ def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[A
         levels: how far the image is; more runs are made only where it is farther than the first allows.
     """
     floats = {t.dtype for module in models(pipe).values() for t in module.parameters() if t.is_floating_point()}
-    if not floats & {torch.float16, torch.bfloat16}:
+    casting = autocast.current(torch.device(pipe.device))
+    if casting is None and not floats & {torch.float16, torch.bfloat16}:
         return MOST_LEVELS
     wide = _copied(pipe, models(pipe).values()).to(torch.float32)
-    off, runs = _levels(_quietly(draw, wide), drawn), 0
+    with autocast.off(casting):
+        off, runs = _levels(_quietly(draw, wide), drawn), 0
     del wide
     while levels > (most := max(MOST_LEVELS, math.ceil((1 + HALF_FACTOR) * off))) and runs < _DRAWS:
         with nearby.rounded(pipe, seed=runs):

@@ -17,6 +17,7 @@ from . import fingerprint, interop, passes, retrace, serialize
 from .cache import Cache, directory, key_of
 from .capture import Program
 from .libraries import Unknowable
+from .passes import cast_weights
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -194,11 +195,14 @@ def _call(tensors: list[Any], rest: tuple[Any, ...]) -> tuple[tuple[Any, ...], t
 def _check(program: Program, structure: Structure, tensors: list[Any]) -> None:
     """A stored program must fit the module and the call: its key says that it does, and this costs nothing."""
     placeholders = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-    pairs = [(placeholders[name], structure.weights.get(qualified)) for name, qualified in program.weights.items()]
-    pairs += [(placeholders[name], constant) for name, constant in program.constants.items()]
+    weights = [(placeholders[name], structure.weights.get(qualified)) for name, qualified in program.weights.items()]
+    pairs = [(placeholders[name], constant) for name, constant in program.constants.items()]
     if len(program.inputs) != len(tensors):
         raise serialize.Unreadable("it takes another number of tensors")
     pairs += [(placeholders[name], tensor) for name, tensor in zip(program.inputs, map(interop.real, tensors))]
     for expected, given in pairs:
-        if given is None or expected.shape != given.shape or expected.dtype != given.dtype:
+        if expected.shape != given.shape or expected.dtype != given.dtype:
             raise serialize.Unreadable("its tensors are not those of the module")
+    for expected, held in weights:
+        if held is None or expected.shape != held.shape or expected.dtype not in {held.dtype, *cast_weights.targets(held.dtype)}:
+            raise serialize.Unreadable("its weights are not those of the module")

@@ -1,4 +1,4 @@
-"""Under torch.autocast a model of a half type runs on OneFlow, as autocast would have it; one whose weights it casts does not."""
+"""Under torch.autocast a model runs on OneFlow as autocast would have it; on a GPU not one whose weights it casts."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_what_is_on(monkeypatch):
 
 
 def test_weights_that_would_be_cast_are_refused(small):
-    state = autocast.Autocast("cpu", torch.bfloat16)
+    state = autocast.Autocast("cuda", torch.bfloat16)
     small.norm.float()
     small.table = nn.Embedding(4, 4)
     assert state.refusal(small) is None
@@ -54,15 +54,18 @@ def test_weights_that_would_be_cast_are_refused(small):
     said = "torch.autocast is on, and would cast out.weight of float16 in every call: load the model in bfloat16"
     assert state.refusal(small) == said
     assert "cast weight of float16" in state.refusal(small.out)
+    assert autocast.Autocast("cpu", torch.bfloat16).refusal(small) is None
 
 
-def test_a_model_of_the_dtype_runs_on_oneflow(small):
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32])
+def test_a_model_runs_on_oneflow(small, held):
+    small.to(held)
     # Of float32, which the convolution would refuse without autocast.
     x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
     with torch.autocast("cpu", torch.bfloat16):
         expected = small(x, scale)
     exact = small.double()(x.double(), scale.double())
-    small.to(torch.bfloat16)
+    small.to(held)
     attach(small, "small", OneFlowConfig(fallback="error", progress=False, cache=None))
     with torch.autocast("cpu", torch.bfloat16):
         made, again = small(x, scale), small(x, scale)
@@ -84,8 +87,37 @@ def test_each_state_has_a_graph_of_its_own(small):
     assert all(map(torch.equal, plain, inside))
 
 
-def test_one_of_another_dtype_runs_in_torch_and_says_why(small):
+@pytest.mark.parametrize("weights", ["auto", "shared", "packed", "release"])
+@pytest.mark.parametrize("name", ["conv.weight", "conv.bias", "out.weight", "out.bias", "norm.weight"])
+def test_a_write_to_a_weight_that_is_cast_is_seen(small, weights, name):
     small.float()
+    attach(small, "small", OneFlowConfig(fallback="error", progress=False, cache=None, weights=weights))
+    x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = small(x, scale)
+        # Past torch's count of versions.
+        small.get_parameter(name).numpy()[...] *= 2
+        after, expected = small(x, scale), small._call_impl(x, scale)
+    assert dispatcher_of(small).record.built == 1
+    assert not torch.equal(before[0], after[0])
+    torch.testing.assert_close(after[0], expected[0], rtol=3e-2, atol=3e-2)
+
+
+def test_graphs_with_and_without_autocast_share_a_model(small):
+    small.float()
+    attach(small, "small", OneFlowConfig(fallback="error", progress=False, cache=None, weights="packed"))
+    x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
+    plain = small(x, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = small(x, scale), small(x, scale)
+    assert all(map(torch.equal, plain, small(x, scale))) and all(map(torch.equal, first, second))
+    # Each product has its weight in both dtypes, and each bias is cast.
+    both = [*small.conv.parameters(), *small.out.parameters()]
+    assert dispatcher_of(small).packed_bytes == sum(4 * p.numel() for p in both if p.ndim > 1) + sum(2 * p.numel() for p in both)
+
+
+def test_what_is_refused_runs_in_torch_and_says_why(small, monkeypatch):
+    monkeypatch.setattr(autocast.Autocast, "refusal", lambda self, module: "load the model in bfloat16")
     attach(small, "small", OneFlowConfig(progress=False, cache=None))
     x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
     with torch.autocast("cpu", torch.bfloat16), pytest.warns(FallbackWarning, match="load the model in bfloat16"):
@@ -104,10 +136,12 @@ def test_the_disk_cache_tells_them_apart(small, tmp_path):
         with torch.autocast("cpu", torch.float16, enabled=False), torch.autocast("cpu", torch.bfloat16):
             small(x.float(), scale)
             small(x, scale)
+            small.float()(x, scale)
         dtypes.append([entry.origin for entry in dispatcher_of(small).entries])
         dispatcher_of(small).close()
         detach(small)
-    assert dtypes == [["captured"] * 3, ["disk cache"] * 3]
+        small.to(torch.bfloat16)
+    assert dtypes == [["captured"], ["disk cache"]]
 
 
 class Calls(nn.Module):

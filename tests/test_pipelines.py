@@ -16,7 +16,7 @@ import torch
 import diffusers_oneflow
 from conformance import controlnet, flux, sd3, sdxl, stable_diffusion
 from conformance.table import Entry
-from diffusers_oneflow import OneFlowConfig, engine, plugin
+from diffusers_oneflow import OneFlowConfig, engine, parity, plugin
 from diffusers_oneflow.backend import OneFlowBackend, dispatcher_of, models
 
 from . import single_file
@@ -268,9 +268,14 @@ def test_three_lines(pipe, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     from PIL import Image
 
+    def drawn(pipe):
+        return np.asarray(pipe("a red circle", generator=torch.Generator().manual_seed(1), num_inference_steps=2).images[0])
+
     with torch.autocast("cpu"):
-        expected = pipe("a red circle", generator=torch.Generator().manual_seed(1), num_inference_steps=2).images[0]
-    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected))
+        expected = drawn(pipe)
+        off = np.abs(np.asarray(Image.open(out), dtype=float) - expected).max()
+        assert off <= parity.most_levels(pipe, drawn, expected, off)
+    assert "FallbackWarning" not in done.stderr
     torch.manual_seed(4)
     expected = pipe("a red circle", num_inference_steps=2, output_type="pt").images
     assert np.abs(np.load(out + ".npy") - expected.numpy()).max() <= 1 / 255

@@ -55,7 +55,7 @@ def find(op: str) -> tuple[Callable[..., Any] | None, bool]:
 
 
 def _dtype(x: Any) -> torch.dtype:
-    dtype = x.tensor.dtype if isinstance(x, Weight) else torch_dtype(x)
+    dtype = x.dtype if isinstance(x, Weight) else torch_dtype(x)
     if dtype not in TYPES:
         raise Refused(f"{dtype}")
     return dtype
@@ -68,10 +68,31 @@ def _same_dtype(*tensors: Any) -> torch.dtype:
     return dtypes.pop()
 
 
+def _is_wider(dtype: torch.dtype, *weights: Any) -> bool:
+    """Whether the weights of a norm are all float32, and its input is not: torch computes and rounds once, at the end."""
+    return dtype != torch.float32 and {_dtype(w) for w in weights if w is not None} == {torch.float32}
+
+
+def convert(x: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
+    """`x` in another of the floating-point types."""
+    own = torch_dtype(x)
+    if own == dtype:
+        return x
+    if own not in TYPES or dtype not in TYPES:
+        raise Refused(f"{own} to {dtype}")
+    return node("dfo_cast", [x], x.shape, dtype, TYPES[own], TYPES[dtype], math.prod(x.shape))
+
+
 def _weight(w: Any) -> Any:
     if not isinstance(w, Weight) or w.store is None:
         raise Refused("a weight that is computed")
     return w
+
+
+def _plain(w: Any) -> int:
+    """The slot of a weight as torch has it, or cast; -1 for none."""
+    slot: int = -1 if w is None else _weight(w).store.plain(w.tensor, w.dtype)
+    return slot
 
 
 def _product(
@@ -91,7 +112,7 @@ def _product(
     sizes, strides = filter_sizes(weight.tensor)
     store, (batch, _, _, oh, ow) = weight.store, image
     packed = store.filter(weight.tensor, batch * oh * ow)
-    slots = store.plain(weight.tensor), packed, -1 if bias is None else store.plain(_weight(bias).tensor)
+    slots = _plain(weight), packed, _plain(bias)
     return node(
         kind, [x] if residual is None else [x, residual], shape, torch.float32, *image, *geometry, *sizes, *strides, *slots,
         ACTIVATIONS[act], act_first, ACTIVATIONS[gate], residual is not None,
@@ -122,11 +143,10 @@ def conv2d(
     if dtype == torch.float32 and groups == 1:
         geometry = (*stride, *padding, *dilation)
         return _product("dfo_convolution", x, w, bias, residual, shape, (n, h, width, oh, ow), geometry, act, False, "none")
-    slot = w.store.convolution(w.tensor, stride, padding, dilation, groups, [n, c, h, width])
-    bias_slot = -1 if bias is None else w.store.plain(_weight(bias).tensor)
+    slot = w.store.convolution(w.tensor, w.dtype, stride, padding, dilation, groups, [n, c, h, width])
     return node(
         "dfo_onednn_convolution", [x] if residual is None else [x, residual], shape, dtype, n, h, width, c, oc, oh, ow, stride,
-        padding, dilation, groups, slot, bias_slot, ACTIVATIONS[act], TYPES[dtype], residual is not None,
+        padding, dilation, groups, slot, _plain(bias), ACTIVATIONS[act], TYPES[dtype], residual is not None,
     )  # fmt: skip
 
 
@@ -147,10 +167,9 @@ def linear(x: Any, weight: Any, bias: Any = None, act: str = "none", residual: A
         return _product("dfo_linear", x, w, bias, residual, shape, (1, 1, rows, 1, rows), geometry, act, True, gate)
     if residual is not None and act == "quick_gelu":
         raise Refused("an activation that oneDNN does not have, before an addition")
-    slot = w.store.linear(w.tensor, rows)
-    bias_slot = -1 if bias is None else w.store.plain(_weight(bias).tensor)
+    slot = w.store.linear(w.tensor, w.dtype, rows)
     return node(
-        "dfo_onednn_linear", [x] if residual is None else [x, residual], shape, dtype, rows, k, out, slot, bias_slot,
+        "dfo_onednn_linear", [x] if residual is None else [x, residual], shape, dtype, rows, k, out, slot, _plain(bias),
         ACTIVATIONS[act], TYPES[dtype], residual is not None,
     )  # fmt: skip
 
@@ -206,6 +225,9 @@ def group_norm(
     channels_last: bool = True,
 ) -> flow.Tensor:
     dtype = _dtype(x)
+    if _is_wider(dtype, weight, bias):
+        wide = group_norm(convert(flow_tensor(x), torch.float32), groups, weight, bias, eps, act, channels_last)
+        return convert(wide, dtype)
     channels = x.shape[-1 if channels_last else 1]
     inputs = [x]
     if weight is not None:
@@ -243,6 +265,8 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: object = True,
 ) -> flow.Tensor:
+    if _is_wider(dtype := _dtype(input), weight, bias):
+        return convert(layer_norm(convert(input, torch.float32), normalized_shape, weight, bias, eps), dtype)
     dtype = _same_dtype(input, weight, bias)
     if weight is None and bias is not None:
         raise Refused("a bias without a weight")

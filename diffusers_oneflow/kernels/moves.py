@@ -11,7 +11,7 @@ import torch
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype
 from .lowering import native
-from .node import TYPES, dense_strides, node
+from .node import dense_strides, node
 
 
 def view(x: flow.Tensor, shape: Sequence[int]) -> flow.Tensor:
@@ -170,13 +170,3 @@ def cat(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
 def stack(tensors: Sequence[flow.Tensor], dim: int = 0) -> flow.Tensor:
     dim %= tensors[0].ndim + 1
     return cat([unsqueeze(t, dim) for t in tensors], dim)
-
-
-def convert(x: flow.Tensor, dtype: torch.dtype) -> flow.Tensor:
-    """`x` in another of the floating-point types."""
-    own = torch_dtype(x)
-    if own == dtype:
-        return x
-    if own not in TYPES or dtype not in TYPES:
-        raise Refused(f"{own} to {dtype}")
-    return node("dfo_cast", [x], x.shape, dtype, TYPES[own], TYPES[dtype], math.prod(x.shape))

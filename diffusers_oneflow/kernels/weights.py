@@ -28,6 +28,7 @@ class _Packed:
     """A packed copy.
 
     Attributes:
+        dtype: of the copy.
         memory: torch's own copy where that may be dropped (runtime/csrc/dropped.h), else None.
         stays: torch's own copy is not to be dropped, again or at all.
         packings: how often it was packed.
@@ -36,6 +37,7 @@ class _Packed:
 
     slot: int
     source: torch.Tensor
+    dtype: torch.dtype
     pack: Callable[[torch.Tensor], torch.Tensor]
     memory: Released | None = None
     stays: bool = True
@@ -47,7 +49,7 @@ class _Packed:
         """Pack what the weight holds now, which is all in memory; the packed copy."""
         with torch.no_grad():
             for _ in range(2):
-                made = self.pack(self.source)
+                made = self.pack(self.source.to(self.dtype))
                 self.packings += 1
                 _set(self.slot, made)
                 if self.stays or self._release(made):
@@ -107,7 +109,7 @@ class WeightStore:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed copies."""
-        return sum(p.source.nbytes for p in self._packed.values())
+        return sum(p.source.numel() * p.dtype.itemsize for p in self._packed.values())
 
     @property
     def released_bytes(self) -> int:
@@ -127,9 +129,9 @@ class WeightStore:
         ids = set(map(id, tensors))
         return tuple(p.packings for key, p in self._packed.items() if key[1] in ids)
 
-    def plain(self, tensor: torch.Tensor) -> int:
-        """The slot of a tensor as it is: writes into it are seen."""
-        return self._slot(("plain", id(tensor)), tensor, None)
+    def plain(self, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+        """The slot of a tensor as it is, or of a copy in another dtype: writes into it are seen."""
+        return self._slot(("plain", id(tensor)), tensor, dtype, None)
 
     def filter(self, weight: torch.Tensor, rows: int) -> int:
         """The slot of a packed copy for this package's float32 kernels, or -1 where they read torch's own.
@@ -139,7 +141,7 @@ class WeightStore:
             rows: of the product, pixels of all images for a convolution.
         """
         if weight.dtype in self._packs:
-            return self._slot(("filter", id(weight)), weight, _pack_filter)
+            return self._slot(("filter", id(weight)), weight, weight.dtype, _pack_filter)
         if rows <= _FEW_ROWS and id(weight) not in self._noted:
             self._noted.add(id(weight))
             self._scattered.append(weight.detach())
@@ -148,13 +150,14 @@ class WeightStore:
     def convolution(
         self,
         weight: torch.Tensor,
+        dtype: torch.dtype,
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
         image: list[int],
     ) -> int:
-        """The slot of a convolution's weight for oneDNN; `image` is the input's (n, c, h, w)."""
+        """The slot of a convolution's weight for oneDNN, in `dtype`; `image` is the input's (n, c, h, w)."""
         key = ("convolution", id(weight), *stride, *padding, *dilation, groups)
 
         def pack(w: torch.Tensor) -> torch.Tensor:
@@ -162,24 +165,36 @@ class WeightStore:
             made: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(dense, padding, stride, dilation, groups, image)
             return made
 
-        return self._slot(key, weight, pack)
+        return self._slot(key, weight, dtype, pack)
 
-    def linear(self, weight: torch.Tensor, rows: int) -> int:
-        """The slot of a linear layer's weight (out, in) for oneDNN."""
-        return self._slot(("linear", id(weight)), weight, lambda w: torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows))
+    def linear(self, weight: torch.Tensor, dtype: torch.dtype, rows: int) -> int:
+        """The slot of a linear layer's weight (out, in) for oneDNN, in `dtype`."""
 
-    def _slot(self, key: tuple[Any, ...], tensor: torch.Tensor, pack: Callable[[torch.Tensor], torch.Tensor] | None) -> int:
-        if pack is None or tensor.dtype not in self._packs:
-            key = ("plain", id(tensor))
+        def pack(w: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows)
+            return made
+
+        return self._slot(("linear", id(weight)), weight, dtype, pack)
+
+    def _slot(
+        self,
+        key: tuple[Any, ...],
+        tensor: torch.Tensor,
+        dtype: torch.dtype,
+        pack: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> int:
+        if pack is None or dtype not in self._packs:
+            key, pack = ("plain", id(tensor)), _of_images
+        key = (*key, dtype)
         if key not in self._slots:
             slot = self._slots[key] = next(_numbers)
             tensor = tensor.detach()
             self._kept.append(tensor)  # ids must not be used again
-            if pack is None or key[0] == "plain":
+            if pack is _of_images and dtype == tensor.dtype:
                 _set(slot, _of_images(tensor))
             else:
                 releases = self.releases and pack is _pack_filter
-                packed = self._packed[key] = _Packed(slot, tensor, pack, stays=not releases)
+                packed = self._packed[key] = _Packed(slot, tensor, dtype, pack, stays=not releases)
                 self._scattered.append(packed.fill())
         return self._slots[key]
 

@@ -51,26 +51,19 @@ def test_a_cast_after_attaching():
     assert both.built() == 3
 
 
-def test_autocast_runs_in_torch_and_is_right():
-    both = Pair(stable_diffusion, SD, fallback="torch")
-    plain = both.draw()
-    with torch.autocast("cpu", torch.bfloat16):
-        (expected, made), said = warned(both.each, lambda pipe: draw(pipe, **SD))
-        assert not warned(both.draw)[1]
-    assert np.array_equal(expected, made) and not np.array_equal(plain, made)
-    assert sorted(s.split()[0] for s in said) == ["text_encoder", "unet", "vae.decoder"]
-    assert sum(both.fallbacks().values()) == 4 and all("torch.autocast is on" in reason for reason in both.fallbacks())
-    both.draw()
-    assert both.built() == 1
-
-
-def test_autocast_of_a_half_type_runs_on_oneflow():
-    both = Pair(lambda: stable_diffusion().to(torch.bfloat16), SD, only="unet")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_runs_on_oneflow(dtype):
+    both = Pair(lambda: stable_diffusion().to(dtype), SD)
+    plain = both.draw() if dtype == torch.float32 else None
     with torch.autocast("cpu", torch.bfloat16):
         expected, made = both.each(lambda pipe: draw(pipe, **SD))
         off = np.abs(expected - made).max()
         assert off <= parity.most_levels(both.stock, lambda pipe: draw(pipe, **SD), expected, off)
-    assert both.built() == 1 and not both.fallbacks()
+    assert not any(both.fallbacks(path) for path in ("unet", "vae.decoder", "text_encoder"))
+    if plain is not None:
+        assert not np.array_equal(plain, made) and both.built() == 2
+        both.draw()
+        assert both.built() == 2
 
 
 def gradients(pipe) -> list[torch.Tensor]:
