@@ -1,6 +1,7 @@
 """OneFlow's seconds over each peer's, and the bars that they must keep to."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from . import common
 from .peers import ONEFLOW
@@ -31,7 +32,7 @@ BARS = (
 )
 
 
-def show(report: dict):
+def show(report: dict[str, Any]) -> None:
     """Print a table per case of `speed`'s report: a line per peer, a column per form of OneFlow."""
     ours = [peer for peer in ONEFLOW if peer in report["peers"]]
     others = [peer for peer in report["peers"] if peer not in ONEFLOW]
@@ -43,7 +44,7 @@ def show(report: dict):
             common.table(title, ("peer", *ours), rows, "median (quartiles) of the rounds' ratios; below 1 OneFlow is faster")
 
 
-def judge(report: dict, peer: str = "oneflow") -> list[dict]:
+def judge(report: dict[str, Any], peer: str = "oneflow") -> list[dict[str, Any]]:
     """Print PASS or FAIL for the bars of this report's model and dtype that `peer` must keep to, and return them.
 
     A bar with a peer or a case that was not asked for is not judged; one with a peer that was asked for and has no result
@@ -69,12 +70,12 @@ def judge(report: dict, peer: str = "oneflow") -> list[dict]:
     return judged
 
 
-def _case(report: dict, start: str) -> str | None:
+def _case(report: dict[str, Any], start: str) -> str | None:
     names = [case for peer in report["peers"].values() for case in peer["cases"]]
     return next((name for name in names if name.startswith(start)), None)
 
 
-def _value(report: dict, case: str, peer: str, against: tuple[str, ...]) -> float | None:
+def _value(report: dict[str, Any], case: str, peer: str, against: tuple[str, ...]) -> float | None:
     """Median ratio of `peer` to the fastest of `against`, or None where one of them has no result."""
     found = {p: report["peers"][p]["cases"].get(case) for p in (peer, *against)}
     if not all(found.values()):
@@ -83,6 +84,6 @@ def _value(report: dict, case: str, peer: str, against: tuple[str, ...]) -> floa
     return common.ratio(found[peer]["rounds"], found[best]["rounds"]).median
 
 
-def _cell(report: dict, case: str, us: str, peer: str) -> str:
+def _cell(report: dict[str, Any], case: str, us: str, peer: str) -> str:
     ours, theirs = (report["peers"][p]["cases"].get(case) for p in (us, peer))
     return common.ratio(ours["rounds"], theirs["rounds"]).show() if ours and theirs else ""

@@ -6,9 +6,11 @@ import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 # Spawned, not forked: every child starts without the parent's threads, imports and memory.
 _context = multiprocessing.get_context("spawn")
+_Result = TypeVar("_Result")
 
 
 class ChildFailed(RuntimeError):
@@ -18,7 +20,7 @@ class ChildFailed(RuntimeError):
         signal: name of the signal that killed it, or None.
     """
 
-    def __init__(self, message: str, signal_name: str | None = None):
+    def __init__(self, message: str, signal_name: str | None = None) -> None:
         super().__init__(message)
         self.signal = signal_name
 
@@ -30,7 +32,7 @@ class Child:
         target: a function at module level; what it returns comes as the last message.
     """
 
-    def __init__(self, target: Callable, *args):
+    def __init__(self, target: Callable[..., Any], *args: Any) -> None:
         self._channel, theirs = _context.Pipe()
         self._process = _context.Process(target=_serve, args=(theirs, target, args))
         self._process.start()
@@ -40,14 +42,14 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self._channel.close()
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
-    def send(self, message):
+    def send(self, message: object) -> None:
         """Send `message` to the child.
 
         Raises:
@@ -58,7 +60,7 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             raise self._failure() from None
 
-    def receive(self, seconds: float | None = None) -> tuple:
+    def receive(self, seconds: float | None = None) -> tuple[Any, ...]:
         """The next ``(kind, value)``: what the child sent, or ``("result", value)`` when its target returned.
 
         Args:
@@ -87,7 +89,7 @@ class Child:
         return ChildFailed(f"the process ended with exit code {code}")
 
 
-def _serve(channel: Connection, target: Callable, args: tuple):
+def _serve(channel: Connection, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     # A crash shows where Python stood.
     faulthandler.enable()
     try:
@@ -98,15 +100,16 @@ def _serve(channel: Connection, target: Callable, args: tuple):
         channel.send(("error", traceback.format_exc()))
 
 
-def call(target: Callable, *args):
+def call(target: Callable[..., _Result], *args: Any) -> _Result:
     """``target(*args)`` in a fresh process; `target` is a function at module level.
 
     Raises:
         ChildFailed: it raised, or a signal killed the process.
     """
     with Child(_apply, target, args) as child:
-        return child.receive()[1]
+        result: _Result = child.receive()[1]
+    return result
 
 
-def _apply(channel: Connection, target: Callable, args: tuple):
+def _apply(channel: Connection, target: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
     return target(*args)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -117,14 +118,14 @@ def timed_turn(call: Callable[[], object], least: float = 0.2) -> float:
     return (time.perf_counter() - start) / count
 
 
-def warm_up(call: Callable[[], object]):
+def warm_up(call: Callable[[], object]) -> None:
     """Call three times more after a first call, and wait for what that leaves to do in the background."""
     for _ in range(3):
         call()
     _until_idle()
 
 
-def _until_idle(most: float = 60.0):
+def _until_idle(most: float = 60.0) -> None:
     """Wait, at most so many seconds, while threads of this process work on: some peers go on compiling or moving weights."""
     end = time.monotonic() + most
     while time.monotonic() < end:
@@ -134,7 +135,7 @@ def _until_idle(most: float = 60.0):
             return
 
 
-def machine() -> dict:
+def machine() -> dict[str, Any]:
     """Cores, processor, memory, versions and the load before the run (with a caution); no names of hosts or users."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -177,7 +178,7 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""):
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
     """Print a table; all columns but the first are aligned to the right."""
     shown = Table(title=title, caption=note or None)
     for position, column in enumerate(columns):
@@ -189,7 +190,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], not
     (console if console.is_terminal else Console(width=150)).print(shown)
 
 
-def write(name: str, results: dict, out: str | None, say: bool = True) -> Path | None:
+def write(name: str, results: dict[str, Any], out: str | None, say: bool = True) -> Path | None:
     """Write `results` as JSON into the file or folder `out`, and say so; None writes nothing."""
     if out is None:
         return None
@@ -201,7 +202,7 @@ def write(name: str, results: dict, out: str | None, say: bool = True) -> Path |
     return path
 
 
-def _plain(value):
+def _plain(value: object) -> dict[str, Any]:
     if isinstance(value, (Summary, Growth)):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -77,7 +77,7 @@ def start_once(model: str, latent: int, folder: str) -> dict[str, float]:
     return {"wall": wall, "cpu": cpu, "imports": imports, **graph.seconds, "from_disk": graph.origin == "disk cache"}
 
 
-def cached(options, latent: int) -> int:
+def cached(options: argparse.Namespace, latent: int) -> int:
     """Measure pairs of processes, each pair with a cache of its own; the exit code."""
     pairs = []
     for _ in range(options.repeats):

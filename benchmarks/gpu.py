@@ -8,7 +8,10 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +23,7 @@ CASES = (*gpu_cases.CASES, gpu_e2e.CASE)
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
-def run(options: dict, device: Device, say: gpu_steps.Say = lambda report: None) -> dict:
+def run(options: dict[str, Any], device: Device, say: gpu_steps.Say = lambda report: None) -> dict[str, Any]:
     """Measure one case, in this process, which needs a fresh one."""
     # Torch's own search for the fastest convolution, so that its peers are as fast as they can be; ours always searches.
     torch.backends.cudnn.benchmark = True
@@ -29,15 +32,15 @@ def run(options: dict, device: Device, say: gpu_steps.Say = lambda report: None)
     return measure(options, device, say)
 
 
-def serve(channel, options: dict) -> dict:
+def serve(channel: Connection, options: dict[str, Any]) -> dict[str, Any]:
     """The same in a child: what is known so far comes as ("part", report)."""
-    device = Cpu() if options["device"] == "cpu" else Gpu()
+    device: Device = Cpu() if options["device"] == "cpu" else Gpu()
     return {"gpu": device.describe(), **run(options, device, lambda report: channel.send(("part", report)))}
 
 
-def measure(options: dict, command: str) -> dict:
+def measure(options: dict[str, Any], command: str) -> dict[str, Any]:
     """Measure one case in a child and write what is known whenever there is more; "failed" says why it ended early."""
-    report = {"case": options["case"], "command": command, "options": options, "machine": common.machine()}
+    report: dict[str, Any] = {"case": options["case"], "command": command, "options": options, "machine": common.machine()}
     report["peers"] = {peer: {} for peer in options["peers"]}
     try:
         with _fresh_caches(options["warm"]):
@@ -53,7 +56,7 @@ def measure(options: dict, command: str) -> dict:
     return report
 
 
-def _reports(options: dict):
+def _reports(options: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:
     """What a child knows, whenever there is more, and whether it is all. Raises `children.ChildFailed`."""
     with children.Child(serve, options) as child:
         kind = "part"
@@ -62,14 +65,14 @@ def _reports(options: dict):
             yield kind != "part", more
 
 
-def _alone(options: dict, peer: str) -> dict:
+def _alone(options: dict[str, Any], peer: str) -> dict[str, Any]:
     """Memory of a peer in a process of its own: in one with others the code of kernels counts for whoever loads it first."""
     asked = {**options, "peers": [peer], "repeats": 1, "steps": options["steps"][:1], "profile": [], "parity": False}
     *_, (_, more) = _reports(asked)
     return {"peak": more["peers"][peer].get("peak"), "weight_bytes": more["weight_bytes"]}
 
 
-def _name(options: dict) -> str:
+def _name(options: dict[str, Any]) -> str:
     kind = options["dtype"] or (gpu_cases.CASES[options["case"]].dtype if options["case"] in gpu_cases.CASES else "float16")
     if options["case"] == gpu_e2e.CASE:
         kind += f"-{options['scheduler']}"
@@ -77,7 +80,7 @@ def _name(options: dict) -> str:
 
 
 @contextlib.contextmanager
-def _fresh_caches(warm: bool):
+def _fresh_caches(warm: bool) -> Iterator[None]:
     """Compilers of children start from nothing."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         before = {name: os.environ.get(name) for name in _CACHES}
@@ -93,7 +96,7 @@ def _fresh_caches(warm: bool):
                     os.environ[name] = value
 
 
-def show(report: dict):
+def show(report: dict[str, Any]) -> None:
     """Print the tables of one case."""
     title = f"{_name(report['options'])}, {report.get('gpu', {}).get('name', '')}"
     options, peers = report["options"], report.get("peers", {})
@@ -122,11 +125,11 @@ def _cell(summary: common.Summary | None) -> str:
     return summary.show(1, 3) if summary else "failed"
 
 
-def _ratio(found: dict, torch_found: dict) -> str:
+def _ratio(found: dict[str, Any], torch_found: dict[str, Any]) -> str:
     return common.ratio(found["ms"], torch_found["ms"]).show() if "ms" in found and "ms" in torch_found else ""
 
 
-def _rest(found: dict) -> list[str]:
+def _rest(found: dict[str, Any]) -> list[str]:
     peak = found.get("peak", {})
     seconds = f"{found['first_seconds']:.1f}" if "first_seconds" in found else "failed"
     counts = found.get("built_bytes"), peak.get("reserved"), peak.get("used")
@@ -135,7 +138,7 @@ def _rest(found: dict) -> list[str]:
     return [seconds, *megabytes, off if found.get("finite", True) else "not finite"]
 
 
-def plot(report: dict, path: Path):
+def plot(report: dict[str, Any], path: Path) -> None:
     """Draw what was measured beside the JSON file at `path`."""
     try:
         from . import plots
@@ -160,7 +163,7 @@ def plot(report: dict, path: Path):
             plots.profile(f"{title}: {peer}", gpu_profile.plotted(found["profile"]), target, rest="idle")
 
 
-def _measured(values: dict[str, list | None], scale: float) -> dict[str, dict | None]:
+def _measured(values: dict[str, list[float] | None], scale: float) -> dict[str, dict[str, Any] | None]:
     """What `plots.peers` takes, of rounds in seconds times `scale`."""
     torch_values = values.get("torch")
     return {

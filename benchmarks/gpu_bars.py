@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from . import common
 from .gpu_peers import COMPILED
@@ -26,11 +27,11 @@ class Bar:
     cases: tuple[str, ...]
     name: str
     limit: float
-    find: Callable[[dict], float | None]
+    find: Callable[[dict[str, Any]], float | None]
     unit: str = ""
 
 
-def _peers(report: dict, wanted: tuple[str, ...]) -> list[dict]:
+def _peers(report: dict[str, Any], wanted: tuple[str, ...]) -> list[dict[str, Any]]:
     """The results of those of `wanted` that were asked for."""
     asked = [report["peers"][peer] for peer in wanted if peer in report["peers"]]
     if not asked:
@@ -38,29 +39,33 @@ def _peers(report: dict, wanted: tuple[str, ...]) -> list[dict]:
     return asked
 
 
-def _against(report: dict, wanted: tuple[str, ...], rounds: Callable[[dict], list | None]) -> float | None:
+def _against(
+    report: dict[str, Any], wanted: tuple[str, ...], rounds: Callable[[dict[str, Any]], list[float] | None]
+) -> float | None:
     """Median of the rounds' ratios to the fastest of `wanted`."""
     (ours,), others = _peers(report, ("oneflow",)), _peers(report, wanted)
     theirs = [found for other in others if (found := rounds(other))]
-    if not rounds(ours) or len(theirs) < len(others):
+    values = rounds(ours)
+    if not values or len(theirs) < len(others):
         return None
     best = min(theirs, key=lambda values: common.summarize(values).median)
-    return common.ratio(rounds(ours), best).median
+    return common.ratio(values, best).median
 
 
-def _step(report: dict) -> float | None:
+def _step(report: dict[str, Any]) -> float | None:
     return _against(report, COMPILED, lambda peer: peer.get("ms"))
 
 
-def _build(report: dict) -> float | None:
+def _build(report: dict[str, Any]) -> float | None:
     (ours,) = _peers(report, ("oneflow",))
-    return ours.get("first_seconds")
+    seconds: float | None = ours.get("first_seconds")
+    return seconds
 
 
-def _memory(kind: str) -> Callable[[dict], float | None]:
+def _memory(kind: str) -> Callable[[dict[str, Any]], float | None]:
     """Weights and all else that is taken above the CUDA context, of processes that ran one peer each."""
 
-    def find(report: dict) -> float | None:
+    def find(report: dict[str, Any]) -> float | None:
         if not report.get("options", {}).get("alone"):
             raise NotAsked("without --alone")
         _peers(report, ("oneflow",)), _peers(report, ("torch",))
@@ -68,12 +73,13 @@ def _memory(kind: str) -> Callable[[dict], float | None]:
         if not all(f and f.get("peak") for f in found):
             return None
         ours, theirs = (f["peak"][kind] + f["weight_bytes"] for f in found)
-        return ours / max(theirs, 1)
+        share: float = ours / max(theirs, 1)
+        return share
 
     return find
 
 
-def _parity(report: dict) -> float | None:
+def _parity(report: dict[str, Any]) -> float | None:
     if not report.get("options", {}).get("parity"):
         raise NotAsked("without --parity")
     found = report.get("parity", {}).get("peers", {}).get("oneflow")
@@ -81,20 +87,21 @@ def _parity(report: dict) -> float | None:
     return found["excess"] * found["factor"] if found else None
 
 
-def _image(report: dict) -> list | None:
+def _image(report: dict[str, Any]) -> list[float] | None:
     keys = [key for peer in report["peers"].values() for key in peer.get("seconds", {})]
     if report.get("options", {}).get("batch", 1) != 1 or (keys and "50-pt" not in keys):
         raise NotAsked("of one image, 50 steps, output pt")
     (ours,) = _peers(report, ("oneflow",))
-    return ours.get("seconds", {}).get("50-pt")
+    values: list[float] | None = ours.get("seconds", {}).get("50-pt")
+    return values
 
 
-def _image_seconds(report: dict) -> float | None:
+def _image_seconds(report: dict[str, Any]) -> float | None:
     values = _image(report)
     return common.summarize(values).median if values else None
 
 
-def _image_ratio(report: dict) -> float | None:
+def _image_ratio(report: dict[str, Any]) -> float | None:
     _image(report)
     return _against(report, COMPILED, lambda peer: peer.get("seconds", {}).get("50-pt"))
 
@@ -111,7 +118,7 @@ BARS = (
 )
 
 
-def judge(case: str, report: dict) -> list[dict]:
+def judge(case: str, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Print PASS or FAIL for the bars of this case, and return them; what was not asked for is not judged."""
     judged = []
     for bar in BARS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
@@ -25,31 +26,36 @@ class Case:
     """
 
     make: Callable[[bool], nn.Module]
-    inputs: Callable[[nn.Module, bool, int], dict]
+    inputs: Callable[[nn.Module, bool, int], dict[str, Any]]
     batch: int = 2
     dtype: str = "float16"
     method: str = ""
 
-    def call(self, module: nn.Module) -> Callable:
+    def call(self, module: nn.Module) -> Callable[..., Any]:
         """What is called: the module, or its method."""
         return getattr(module, self.method) if self.method else module
+
+
+def _config(module: nn.Module) -> Any:
+    """What a model of diffusers or transformers says of itself."""
+    return module.config
 
 
 def _normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def _unet_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
-    size, text = module.config.sample_size, (8 if tiny else 77)
+def _unet_inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
+    size, text = _config(module).sample_size, (8 if tiny else 77)
     return {
-        "sample": _normal(batch, module.config.in_channels, size, size),
+        "sample": _normal(batch, _config(module).in_channels, size, size),
         "timestep": torch.tensor(500),
-        "encoder_hidden_states": _normal(batch, text, module.config.cross_attention_dim),
+        "encoder_hidden_states": _normal(batch, text, _config(module).cross_attention_dim),
         "return_dict": False,
     }
 
 
-def _sdxl(tiny: bool) -> nn.Module:
+def _sdxl(tiny: bool) -> UNet2DConditionModel:
     if tiny:
         return UNet2DConditionModel(
             sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
@@ -66,14 +72,14 @@ def _sdxl(tiny: bool) -> nn.Module:
     )  # fmt: skip
 
 
-def _sdxl_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
-    size = 8.0 * module.config.sample_size
+def _sdxl_inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
+    size = 8.0 * _config(module).sample_size
     ids = torch.tensor([[size, size, 0.0, 0.0, size, size]]).repeat(batch, 1)
     pooled = _normal(batch, 16 if tiny else 1280)
     return {**_unet_inputs(module, tiny, batch), "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
 
 
-def _sd3(tiny: bool) -> nn.Module:
+def _sd3(tiny: bool) -> SD3Transformer2DModel:
     if tiny:
         return SD3Transformer2DModel(
             sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
@@ -85,8 +91,8 @@ def _sd3(tiny: bool) -> nn.Module:
     )  # fmt: skip
 
 
-def _sd3_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
-    config = module.config
+def _sd3_inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
+    config = _config(module)
     return {
         "hidden_states": _normal(batch, config.in_channels, config.sample_size, config.sample_size),
         "timestep": torch.full((batch,), 500.0),
@@ -96,7 +102,7 @@ def _sd3_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
     }
 
 
-def _flux(tiny: bool) -> nn.Module:
+def _flux(tiny: bool) -> FluxTransformer2DModel:
     if tiny:
         return FluxTransformer2DModel(
             in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
@@ -105,23 +111,23 @@ def _flux(tiny: bool) -> nn.Module:
     return FluxTransformer2DModel(guidance_embeds=True)
 
 
-def _flux_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
+def _flux_inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
     side, text = (4, 6) if tiny else (64, 512)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float()
     return {
-        "hidden_states": _normal(batch, side * side, module.config.in_channels),
+        "hidden_states": _normal(batch, side * side, _config(module).in_channels),
         "timestep": torch.full((batch,), 0.5),
         "guidance": torch.full((batch,), 3.5),
-        "encoder_hidden_states": _normal(batch, text, module.config.joint_attention_dim),
-        "pooled_projections": _normal(batch, module.config.pooled_projection_dim),
+        "encoder_hidden_states": _normal(batch, text, _config(module).joint_attention_dim),
+        "pooled_projections": _normal(batch, _config(module).pooled_projection_dim),
         "txt_ids": torch.zeros(text, 3),
         "img_ids": places,
         "return_dict": False,
     }
 
 
-def _vae(tiny: bool) -> nn.Module:
+def _vae(tiny: bool) -> AutoencoderKL:
     if tiny:
         return AutoencoderKL(
             block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, sample_size=16,
@@ -130,23 +136,23 @@ def _vae(tiny: bool) -> nn.Module:
     return models.sd15_vae()
 
 
-def _latents(side: int) -> Callable[[nn.Module, bool, int], dict]:
-    def inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
+def _latents(side: int) -> Callable[[nn.Module, bool, int], dict[str, Any]]:
+    def inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
         size = side // 8 if tiny else side
-        return {"z": _normal(batch, module.config.latent_channels, size, size), "return_dict": False}
+        return {"z": _normal(batch, _config(module).latent_channels, size, size), "return_dict": False}
 
     return inputs
 
 
-def _text(tiny: bool) -> nn.Module:
+def _text(tiny: bool) -> CLIPTextModel:
     if tiny:
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         return CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=100, max_position_embeddings=8, hidden_act="quick_gelu"))
     return models.sd15_text_encoder()
 
 
-def _text_inputs(module: nn.Module, tiny: bool, batch: int) -> dict:
-    config, generator = module.config, torch.Generator().manual_seed(1)
+def _text_inputs(module: nn.Module, tiny: bool, batch: int) -> dict[str, Any]:
+    config, generator = _config(module), torch.Generator().manual_seed(1)
     ids = torch.randint(0, config.vocab_size, (batch, config.max_position_embeddings), generator=generator)
     return {"input_ids": ids, "attention_mask": None}
 
@@ -175,15 +181,19 @@ def create(case: Case, device: torch.device | str, dtype: torch.dtype, tiny: boo
             module = case.make(tiny).eval()
     finally:
         torch.set_default_dtype(before)
-    return module.to(device, dtype).to(memory_format=torch.channels_last)
+    module = module.to(device, dtype)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's types lack it
 
 
-def inputs(case: Case, module: nn.Module, tiny: bool, times: int, device: torch.device | str, dtype: torch.dtype) -> dict:
+def inputs(
+    case: Case, module: nn.Module, tiny: bool, times: int, device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Any]:
     """The keyword arguments of one call, `times` its usual batch."""
-    return cast(case.inputs(module, tiny, times * case.batch), device, dtype)
+    given: dict[str, Any] = cast(case.inputs(module, tiny, times * case.batch), device, dtype)
+    return given
 
 
-def cast(value, device: torch.device | str, dtype: torch.dtype):
+def cast(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
     """Tensors of nested dictionaries on `device`, floating-point ones in `dtype`."""
     if isinstance(value, dict):
         return {name: cast(item, device, dtype) for name, item in value.items()}

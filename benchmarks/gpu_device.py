@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,20 +43,20 @@ class Gpu:
 
     place = torch.device("cuda")
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Its name and memory, and the versions of CUDA and cuDNN."""
         found = torch.cuda.get_device_properties(self.place)
         versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         return {"name": found.name, "memory_gib": round(found.total_memory / 2**30, 1), **versions}
 
-    def load(self):
+    def load(self) -> None:
         """Let the libraries that all use load, at nobody's cost, with ops of sizes that no model has."""
         x = torch.ones(1, 24, 24, 24, device=self.place, dtype=torch.float16)
         torch.nn.functional.conv2d(x, torch.ones(24, 24, 3, 3, device=self.place, dtype=torch.float16))
         torch.nn.functional.scaled_dot_product_attention(x, x, x)
         (x @ x).sum().item()
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Wait until all is done."""
         torch.cuda.synchronize()
 
@@ -68,9 +69,10 @@ class Gpu:
             step()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / times
+        took: float = start.elapsed_time(end)
+        return took / times
 
-    def compiled(self, function: Callable, mode: str) -> Callable:
+    def compiled(self, function: Callable[..., Any], mode: str) -> Callable[..., Any]:
         """`function` by torch.compile, for the sizes that it is called with."""
         return torch.compile(function, mode=mode, dynamic=False)
 
@@ -87,7 +89,7 @@ class Gpu:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             made = step()
 
-        def replay(held=step) -> torch.Tensor:  # the graph reads the step's tensors where they are
+        def replay(held: Step = step) -> torch.Tensor:  # the graph reads the step's tensors where they are
             graph.replay()
             return made
 
@@ -117,7 +119,7 @@ class Gpu:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
 
-    def rest(self):
+    def rest(self) -> None:
         """Drop what nobody needs."""
         gc.collect()
         torch.cuda.synchronize()
@@ -130,7 +132,7 @@ class Gpu:
         with torch.profiler.profile(activities=activities) as found:
             step()
             torch.cuda.synchronize()
-        cuda = torch.autograd.DeviceType.CUDA
+        cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # there, if not exported
         # "Context Sync" and the like are waiting.
         events = [
             e for e in found.events() if e.device_type == cuda and not e.is_user_annotation and not e.name.endswith(" Sync")
@@ -144,14 +146,14 @@ class Cpu:
 
     place = torch.device("cpu")
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """That it is no GPU."""
         return {"name": "no GPU: a walk on the CPU"}
 
-    def load(self):
+    def load(self) -> None:
         """They are loaded."""
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Nothing runs behind."""
 
     def milliseconds(self, step: Step, times: int) -> float:
@@ -161,7 +163,7 @@ class Cpu:
             step()
         return 1000 * (time.perf_counter() - start) / times
 
-    def compiled(self, function: Callable, mode: str) -> Callable:
+    def compiled(self, function: Callable[..., Any], mode: str) -> Callable[..., Any]:
         """Traced by torch.compile, and run as it was: inductor would take minutes."""
         return torch.compile(function, backend="eager", dynamic=False)
 
@@ -183,7 +185,7 @@ class Cpu:
         step()
         return 1 << 20
 
-    def rest(self):
+    def rest(self) -> None:
         """Drop what nobody needs."""
         gc.collect()
 

@@ -1,8 +1,10 @@
 """Whole images on a GPU: Stable Diffusion 1.5 at full size with random weights, its peers by turns in one process."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import diffusers
 import torch
@@ -25,7 +27,7 @@ SCHEDULERS = {
 
 
 @torch.no_grad()
-def measure(options: dict, device: Device, say: Say = lambda report: None) -> dict:
+def measure(options: dict[str, Any], device: Device, say: Say = lambda report: None) -> dict[str, Any]:
     """Seconds of an image, or of a batch of them, by peer, number of steps and kind of output.
 
     Args:
@@ -38,12 +40,13 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
     parts = {part: gpu_cases.create(case, device.place, dtype, tiny) for part, case in cases.items()}
     # The tokens of the prompt, and of the empty one: texts would need a tokenizer.
     ids = gpu_cases.inputs(cases["text_encoder"], parts["text_encoder"], tiny, 2, device.place, dtype)["input_ids"]
-    report = {
+    report: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "weight_bytes": sum(p.nbytes for part in parts.values() for p in part.parameters()),
         "peers": {peer: {} for peer in options["peers"] if peer in PEERS},
     }
-    calls, images = {}, {}
+    calls: dict[str, Callable[..., Any]] = {}
+    images: dict[str, torch.Tensor] = {}
     for peer, result in report["peers"].items():
         with failing(result):
             before = device.memory()
@@ -55,7 +58,7 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
             result["first_seconds"] = time.perf_counter() - start
             print(f"{peer}: first image after {result['first_seconds']:.1f} s", flush=True)
             call(min(options["steps"]), "pt")  # torch.compile has recorded its graphs then
-            result["peak"] = asdict(device.peak(lambda call=call: call(min(options["steps"]), "pt")) - before)
+            result["peak"] = asdict(device.peak(functools.partial(call, min(options["steps"]), "pt")) - before)
             images[peer] = made.double()
             result["finite"] = bool(made.isfinite().all())
             if peer == "oneflow":
@@ -67,7 +70,9 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
         report["peers"][peer]["difference"] = (made - base).abs().mean().item()
     for steps in options["steps"]:
         for output in options["outputs"]:
-            turns = {peer: lambda call=call: _seconds(call, steps, output, device) for peer, call in calls.items()}  # noqa: B023
+            turns: dict[str, Callable[[], float]] = {
+                peer: functools.partial(_seconds, call, steps, output, device) for peer, call in calls.items()
+            }
             for peer, values in (common.interleave(turns, options["repeats"]) if turns else {}).items():
                 report["peers"][peer]["seconds"][f"{steps}-{output}"] = values
                 report["peers"][peer]["median_seconds"][f"{steps}-{output}"] = common.summarize(values)
@@ -75,7 +80,7 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
     return report
 
 
-def pipeline(peer: str, parts: dict, scheduler: str, device: Device, dtype: torch.dtype) -> StableDiffusionPipeline:
+def pipeline(peer: str, parts: dict[str, Any], scheduler: str, device: Device, dtype: torch.dtype) -> StableDiffusionPipeline:
     """A stock pipeline of these models, as `peer` runs them."""
     pipe = StableDiffusionPipeline(
         **parts, tokenizer=None, scheduler=SCHEDULERS[scheduler](), safety_checker=None, feature_extractor=None,
@@ -90,11 +95,11 @@ def pipeline(peer: str, parts: dict, scheduler: str, device: Device, dtype: torc
     return pipe.to(device.place, dtype)
 
 
-def _call(pipe: StableDiffusionPipeline, ids: torch.Tensor, batch: int, device: Device) -> Callable:
+def _call(pipe: StableDiffusionPipeline, ids: torch.Tensor, batch: int, device: Device) -> Callable[..., Any]:
     """The text encoder and the pipeline, which draws 512x512 pixels: called with (steps, output type)."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
 
-    def call(steps: int, output: str):
+    def call(steps: int, output: str) -> Any:
         with torch.no_grad():
             prompt, negative = pipe.text_encoder(ids)[0].chunk(2)
         made = pipe(
@@ -106,7 +111,7 @@ def _call(pipe: StableDiffusionPipeline, ids: torch.Tensor, batch: int, device: 
     return call
 
 
-def _seconds(call: Callable, steps: int, output: str, device: Device) -> float:
+def _seconds(call: Callable[..., Any], steps: int, output: str, device: Device) -> float:
     device.synchronize()
     start = time.perf_counter()
     call(steps, output)

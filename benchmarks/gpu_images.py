@@ -8,10 +8,12 @@ import math
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
 
 import diffusers_oneflow
 from diffusers_oneflow.demo import evaluate
@@ -35,7 +37,7 @@ def pipeline(peer: str, dtype: torch.dtype, device: torch.device) -> StableDiffu
     return pipe.to(device, dtype)
 
 
-def draw(pipe: StableDiffusionPipeline, cases: list[evaluate.Case], steps: int, batch: int) -> np.ndarray:
+def draw(pipe: StableDiffusionPipeline, cases: list[evaluate.Case], steps: int, batch: int) -> NDArray[np.uint8]:
     """The images of the cases, uint8 (n, h, w, 3); the noise of each is that of its seed, the same numbers in every dtype."""
     images = []
     side = pipe.unet.config.sample_size
@@ -51,14 +53,14 @@ def draw(pipe: StableDiffusionPipeline, cases: list[evaluate.Case], steps: int, 
     return np.concatenate(images)
 
 
-def decibels(images: np.ndarray, reference: np.ndarray) -> list[float]:
+def decibels(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> list[float]:
     """Peak signal-to-noise ratio of each image, at most `IDENTICAL`."""
     off = (images.astype(np.float64) - reference.astype(np.float64)) ** 2
     squares = off.reshape(len(images), -1).mean(1)
     return [min(IDENTICAL, 10 * math.log10(255**2 / s)) if s else IDENTICAL for s in squares]
 
 
-def measure(device: Gpu | Cpu, dtype: torch.dtype, cases: list[evaluate.Case], steps: int, batch: int) -> dict:
+def measure(device: Gpu | Cpu, dtype: torch.dtype, cases: list[evaluate.Case], steps: int, batch: int) -> dict[str, Any]:
     """By peer: seconds, which captions the detector found drawn in full, and decibels against torch in float32."""
     # The reference is float32, not TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -80,7 +82,7 @@ def measure(device: Gpu | Cpu, dtype: torch.dtype, cases: list[evaluate.Case], s
     return found
 
 
-def judged(found: dict) -> list[dict]:
+def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Print and return the bars: the same score within sampling, and the median decibels."""
     _, stock, ours = found.values()
     # Captions that one drew and the other did not: were both as good, each would win as often (two standard deviations).
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     device = Cpu() if options.device == "cpu" else Gpu()
     command = " ".join(["python -m benchmarks.gpu_images", *(sys.argv[1:] if argv is None else argv)])
-    report = {"command": command, "gpu": device.describe(), "options": vars(options), "machine": common.machine()}
+    report: dict[str, Any] = {"command": command, "gpu": device.describe(), "options": vars(options), "machine": common.machine()}
     cases = evaluate.read_cases()[: options.captions]
     found = measure(device, getattr(torch, options.dtype), cases, options.steps, options.batch)
     rows = [

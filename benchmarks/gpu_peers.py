@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def sharing(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in held})
 
 
-def build(peer: str, case: Case, module: nn.Module, given: dict, device: Device) -> Callable[[], torch.Tensor]:
+def build(peer: str, case: Case, module: nn.Module, given: dict[str, Any], device: Device) -> Callable[[], torch.Tensor]:
     """What runs one call of the case as `peer` does, after its first.
 
     Args:
@@ -42,24 +43,25 @@ def build(peer: str, case: Case, module: nn.Module, given: dict, device: Device)
         call = marked(device.compiled(call, peer))
 
     def step() -> torch.Tensor:
-        return call(**given)[0]
+        result: torch.Tensor = call(**given)[0]
+        return result
 
     made = device.captured(step) if peer == "torch-graph" else step
     made()
     return made
 
 
-def marked(compiled: Callable) -> Callable:
+def marked(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """`compiled` so that its CUDA graphs may overwrite what the call before has made."""
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
         return compiled(*args, **kwargs)
 
     return call
 
 
-def built(module: nn.Module) -> dict:
+def built(module: nn.Module) -> dict[str, Any]:
     """Seconds by stage, planned bytes and kernels of what this package has built for `module`.
 
     Raises:

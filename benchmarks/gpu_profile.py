@@ -1,15 +1,22 @@
 """Where the time of one call on a GPU goes, by kernel, and how long the arithmetic and the memory alone would take."""
 
+from __future__ import annotations
+
 import contextlib
 import re
 import statistics
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import common
 from .gpu_device import Device, Event
 from .profile import flops
+
+if TYPE_CHECKING:
+    from diffusers_oneflow.capture import Program
+    from diffusers_oneflow.graph import Place
 
 # In this order: a fused attention is called "flash_fprop", a convolution "implicit_gemm".
 _CLASSES = {
@@ -22,7 +29,7 @@ _OPS = {"convolution": "conv", "product": "cublas|linear|mm", "attention": "atte
 _SHOWN = 20
 
 
-def limits(device: Device, dtype: torch.dtype) -> dict:
+def limits(device: Device, dtype: torch.dtype) -> dict[str, Any]:
     """What the device reaches: TFLOP/s of a large product in `dtype`, and GB/s of a copy, read and written bytes together."""
     gpu = device.place.type == "cuda"
     side, count = (8192, 1 << 30) if gpu else (64, 1 << 16)
@@ -34,44 +41,44 @@ def limits(device: Device, dtype: torch.dtype) -> dict:
     return {"tflop_per_second": 2 * side**3 / product / 1e9, "gb_per_second": 2 * count / copy / 1e6}
 
 
-def start(device: Device):
+def start(device: Device) -> None:
     """Let what records kernels start."""
     device.events(lambda: torch.ones(8, device=device.place).add_(1))
 
 
 @contextlib.contextmanager
-def counted_ops() -> Iterator[list[dict]]:
+def counted_ops() -> Iterator[list[dict[str, Any]]]:
     """Collect the steps of all graphs for a GPU that are built meanwhile: op, kernel, place, bytes and arithmetic of each."""
     from diffusers_oneflow.replay.graph import ReplayGraph
 
-    found: list[dict] = []
+    found: list[dict[str, Any]] = []
     original = ReplayGraph.__init__
 
-    def init(graph, program, *args, **kwargs):
+    def init(graph: ReplayGraph, program: Program, *args: Any, **kwargs: Any) -> None:
         original(graph, program, *args, **kwargs)
         found.extend(_ops(program, list(graph.places.values())))
 
-    ReplayGraph.__init__ = init
+    ReplayGraph.__init__ = init  # type: ignore[assignment,method-assign]  # put back below
     try:
         yield found
     finally:
-        ReplayGraph.__init__ = original
+        ReplayGraph.__init__ = original  # type: ignore[method-assign]  # as it was
 
 
-def _ops(program, places: list) -> list[dict]:
+def _ops(program: Program, places: list[Place]) -> list[dict[str, Any]]:
     """Nodes of the program and steps for one op in one line of the module come in the same order."""
     from diffusers_oneflow.capture import op_name, where
 
-    counts: dict[tuple, list] = {}
+    counts: dict[tuple[str, str], list[int | None]] = {}
     for node in program.graph.nodes:
         if node.op == "call_function":
             operands = [getattr(a, "meta", {}).get("val") for a in node.args]
             counts.setdefault((op_name(node), where(node)), []).append(flops(op_name(node), operands, node.meta.get("val")))
-    steps: dict[tuple, list] = {}
+    steps: dict[tuple[str, str], list[Place]] = {}
     for place in places:
         if place.kernel != "copy":
             steps.setdefault((place.op, place.where), []).append(place)
-    known = {}
+    known: dict[int, int | None] = {}
     for key, same in steps.items():
         if len(same) == len(counts.get(key, ())):
             known.update(zip(map(id, same), counts[key]))
@@ -80,7 +87,9 @@ def _ops(program, places: list) -> list[dict]:
     ]  # fmt: skip
 
 
-def profile(device: Device, step: Callable[[], object], ops: list[dict], reached: dict, times: int = 3) -> dict:
+def profile(
+    device: Device, step: Callable[[], object], ops: list[dict[str, Any]], reached: dict[str, Any], times: int = 3
+) -> dict[str, Any]:
     """Kernels of the middle one of `times` calls.
 
     Args:
@@ -96,7 +105,7 @@ def profile(device: Device, step: Callable[[], object], ops: list[dict], reached
     events = runs[times // 2]
     took = common.summarize([device.milliseconds(step, 5) for _ in range(5)])
     busy = _busy(events) / 1000
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for event in events:
         row = rows.setdefault(event.name, {"kernel": event.name, "class": kind(event.name), "count": 0, "us": 0.0})
         row["count"] += 1
@@ -116,7 +125,7 @@ def kind(kernel: str) -> str:
     return next((name for name, pattern in _CLASSES.items() if re.search(pattern, kernel.lower())), "other")
 
 
-def _classes(kernels: list[dict], ops: list[dict], reached: dict) -> list[dict]:
+def _classes(kernels: list[dict[str, Any]], ops: list[dict[str, Any]], reached: dict[str, Any]) -> list[dict[str, Any]]:
     made = {name: {"class": name, "count": 0, "ms": 0.0} for name in (*_CLASSES, "other")}
     for row in kernels:
         made[row["class"]]["count"] += row["count"]
@@ -132,14 +141,14 @@ def _classes(kernels: list[dict], ops: list[dict], reached: dict) -> list[dict]:
     return list(made.values())
 
 
-def _of(op: dict) -> str:
+def _of(op: dict[str, Any]) -> str:
     """The kind of kernel that a step of this package runs."""
     if op["kernel"] == "copy":
         return "copy"
     return next((name for name, pattern in _OPS.items() if re.search(pattern, op["kernel"])), "other")
 
 
-def _floors(ops: list[dict], reached: dict) -> tuple[list[float], list[float]]:
+def _floors(ops: list[dict[str, Any]], reached: dict[str, Any]) -> tuple[list[float], list[float]]:
     arithmetic = [op["flops"] / reached["tflop_per_second"] / 1e9 for op in ops]
     return arithmetic, [op["bytes"] / reached["gb_per_second"] / 1e6 for op in ops]
 
@@ -154,7 +163,7 @@ def _busy(events: list[Event]) -> float:
     return total
 
 
-def show(title: str, found: dict):
+def show(title: str, found: dict[str, Any]) -> None:
     """Print the table of the kinds, and that of the slowest kernels."""
     rows = [
         (row["class"], str(row["count"]), *(f"{row[k]:.3f}" for k in ("ms", "arithmetic_ms", "memory_ms", "floor_ms")))
@@ -167,7 +176,7 @@ def show(title: str, found: dict):
     common.table(f"{title}: the slowest of {len(found['kernels'])} kernels", ("kernel", "kind", "count", "us"), slowest)
 
 
-def plotted(found: dict) -> dict:
+def plotted(found: dict[str, Any]) -> dict[str, Any]:
     """The same as `plots.profile` takes it: a row for each of the slowest kernels, the others in one."""
     step, kernels = found["step_ms"].median, found["kernels"]
     few = [(row["kernel"][:60], row["class"], row["count"], row["us"] / 1000) for row in kernels[:_SHOWN]]

@@ -1,10 +1,12 @@
 """Measures one call of a model on a GPU: its peers by turns in one process, their memory, their errors and their kernels."""
 
 import contextlib
+import functools
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -16,11 +18,11 @@ from .gpu_device import Device, Memory
 # A turn is as many calls as take about so many milliseconds, within these bounds.
 _TURN, _FEWEST, _MOST = 150.0, 3, 20
 _WIDE = (torch.float64, torch.float32)
-Say = Callable[[dict], None]
+Say = Callable[[dict[str, Any]], None]
 
 
 @torch.no_grad()
-def measure(options: dict, device: Device, say: Say = lambda report: None) -> dict:
+def measure(options: dict[str, Any], device: Device, say: Say = lambda report: None) -> dict[str, Any]:
     """What the options ask of one case.
 
     Args:
@@ -31,7 +33,7 @@ def measure(options: dict, device: Device, say: Say = lambda report: None) -> di
     dtype = getattr(torch, options["dtype"] or case.dtype)
     module = gpu_cases.create(case, device.place, dtype, options["tiny"])
     given = gpu_cases.inputs(case, module, options["tiny"], options["batch"], device.place, dtype)
-    report = {
+    report: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "weight_bytes": sum(p.nbytes for p in module.parameters()),
         "flops": sum(gpu_cases.flops(options["case"], options["tiny"], options["batch"]).values()),
@@ -77,17 +79,21 @@ class _Found:
         steps, modules, made: by peer.
     """
 
-    def __init__(self, device: Device):
-        self.steps, self.modules, self.made = {}, {}, {}
+    def __init__(self, device: Device) -> None:
+        self.steps: dict[str, Callable[[], torch.Tensor]] = {}
+        self.modules: dict[str, torch.nn.Module] = {}
+        self.made: dict[str, torch.Tensor] = {}
         self._device = device
 
-    def build(self, peer: str, case: gpu_cases.Case, module: torch.nn.Module, given: dict, result: dict):
+    def build(
+        self, peer: str, case: gpu_cases.Case, module: torch.nn.Module, given: dict[str, Any], result: dict[str, Any]
+    ) -> None:
         """Seconds to the first result, and memory."""
         device = self._device
         before = device.memory()
         steps = []
 
-        def first():
+        def first() -> None:
             steps.append(gpu_peers.build(peer, case, module, given, device))
 
         start = time.perf_counter()
@@ -103,29 +109,30 @@ class _Found:
             result["built"] = gpu_peers.built(module)
         self.steps[peer], self.modules[peer], self.made[peer] = step, module, made
 
-    def _peak(self, step: Callable, before: Memory) -> Memory:
+    def _peak(self, step: Callable[..., Any], before: Memory) -> Memory:
         for _ in range(3):  # until torch.compile has recorded its graphs
             step()
         return self._device.peak(step) - before
 
-    def compare(self, base: torch.Tensor, results: dict[str, dict]):
+    def compare(self, base: torch.Tensor, results: dict[str, dict[str, Any]]) -> None:
         """The difference of each peer's result from torch's."""
         base = base.double()
         for peer, made in self.made.items():
             results[peer]["difference"] = ((made.double() - base).norm() / base.norm()).item()
 
-    def time(self, repeats: int, results: dict[str, dict]):
+    def time(self, repeats: int, results: dict[str, dict[str, Any]]) -> None:
         """Milliseconds of each round."""
-        device, turns = self._device, {}
+        device = self._device
+        turns: dict[str, Callable[[], float]] = {}
         for peer, step in self.steps.items():
             once = device.milliseconds(step, 2)
             times = max(_FEWEST, min(_MOST, round(_TURN / max(once, 1e-3))))
-            turns[peer] = lambda step=step, times=times: device.milliseconds(step, times)
+            turns[peer] = functools.partial(device.milliseconds, step, times)
         for peer, values in (common.interleave(turns, repeats) if turns else {}).items():
             results[peer]["ms"] = values
             results[peer]["median_ms"] = common.summarize(values)
 
-    def forget(self):
+    def forget(self) -> None:
         """Drop graphs and modules, not what they made."""
         self.steps, self.modules = {}, {}
         torch.compiler.reset()
@@ -133,7 +140,7 @@ class _Found:
 
 
 @contextlib.contextmanager
-def failing(result: dict):
+def failing(result: dict[str, Any]) -> Iterator[None]:
     """What fails is written down, and the others go on."""
     try:
         yield
@@ -146,11 +153,11 @@ def against_wide(
     name: str,
     case: gpu_cases.Case,
     module: torch.nn.Module,
-    given: dict,
+    given: dict[str, Any],
     made: dict[str, torch.Tensor],
     single: torch.Tensor,
     device: Device,
-) -> dict:
+) -> dict[str, Any]:
     """Errors against the same weights in float64, or in float32 where that does not fit; `module` ends up in that dtype.
 
     Args:

@@ -42,7 +42,7 @@ def _peak(peer: str, model: str, latent: int, calls: int) -> dict[str, int]:
 
 def peaks(model: str, latents: list[int], peers: list[str]) -> dict[int, dict[str, dict[str, int]]]:
     """Latent -> peer -> what `peak` gives, each in its own process; a peer that failed is missing."""
-    found = {}
+    found: dict[int, dict[str, dict[str, int]]] = {}
     for latent in latents:
         found[latent] = {}
         for peer in peers:
@@ -95,15 +95,15 @@ def churn(count: int, way: str = "evict", model: str = "demo") -> list[int]:
     return resident
 
 
-def _report_peaks(model: str, found: dict) -> bool:
+def _report_peaks(model: str, found: dict[int, dict[str, dict[str, int]]]) -> bool:
     rows, good = [], True
     for latent, peers in found.items():
         base = peers.get("torch")
         for peer, stages in peers.items():
             ratio = f"{stages['peak'] / base['peak']:.3f}" if base else ""
             rows.append((f"{peer}, latent {latent}", *(f"{v / 2**20:.0f}" for v in stages.values()), ratio))
-    stages = list(next(iter(next(iter(found.values())).values()), {}))
-    common.table(f"{model} UNet: resident MB after each stage", ("peer", *stages, "peak / torch"), rows)
+    columns = list(next(iter(next(iter(found.values())).values()), {}))
+    common.table(f"{model} UNet: resident MB after each stage", ("peer", *columns, "peak / torch"), rows)
     if model != "sd15":
         return all(found.values())  # the bar is for the full size: what the imports alone take decides for a small model
     for latent, peers in found.items():

@@ -2,6 +2,9 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # transformers speaks of packages it does not find while it is imported.
@@ -118,7 +121,9 @@ def _quiet(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
     return pipe
 
 
-def unet_inputs(module: UNet2DConditionModel, latent: int, tokens: int = 77, batch: int = BATCH, seed: int = 1) -> tuple:
+def unet_inputs(
+    module: UNet2DConditionModel, latent: int, tokens: int = 77, batch: int = BATCH, seed: int = 1
+) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
     """``(args, kwargs)`` of one step at ``latent x latent``, just as Stable Diffusion's pipeline passes them.
 
     The same numbers in every dtype, rounded to that of `module`.
@@ -130,7 +135,7 @@ def unet_inputs(module: UNet2DConditionModel, latent: int, tokens: int = 77, bat
     return (sample, torch.tensor(500)), {"encoder_hidden_states": text, **options}
 
 
-def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | None = None):
+def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | None = None) -> NDArray[Any]:
     """One seeded image of `PROMPT` as a float array (height, width, 3) in 0..1; `size` in pixels."""
     # Drawn here: the pipeline would draw other numbers in another dtype.
     latent = size // pipe.vae_scale_factor if size else pipe.unet.config.sample_size
@@ -144,7 +149,8 @@ def image(pipe: StableDiffusionPipeline, steps: int, seed: int = 0, size: int | 
         latents=noise,
         output_type="np",
     )
-    return made.images[0]
+    drawn: NDArray[Any] = made.images[0]
+    return drawn
 
 
 def cases(pipe: StableDiffusionPipeline, latent: int, steps: int) -> dict[str, Callable[[], torch.Tensor]]:

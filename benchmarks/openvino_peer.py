@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -21,8 +22,8 @@ def attach(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
 
 @dataclass
 class _Model:
-    request: object
-    result: list  # leaves of the module's result: the place of an output, or a value that was none
+    request: Any
+    result: list[Any]  # leaves of the module's result: the place of an output, or a value that was none
     spec: pytree.TreeSpec
 
 
@@ -35,11 +36,11 @@ class Converted:
         dtype: OpenVINO's inference precision.
     """
 
-    def __init__(self, module: torch.nn.Module, forward: Callable, dtype: torch.dtype):
+    def __init__(self, module: torch.nn.Module, forward: Callable[..., Any], dtype: torch.dtype) -> None:
         self._module, self._forward, self._dtype = module, forward, dtype
-        self._models: dict[tuple, _Model] = {}
+        self._models: dict[tuple[Any, ...], _Model] = {}
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         tensors = [leaves[i].contiguous() for i in places]
@@ -54,7 +55,7 @@ class Converted:
         leaves = [torch.from_numpy(outputs[leaf]) if isinstance(leaf, _Output) else leaf for leaf in model.result]
         return pytree.tree_unflatten(leaves, model.spec)
 
-    def _convert(self, leaves: list, spec, places: list[int], tensors: list[torch.Tensor]) -> _Model:
+    def _convert(self, leaves: list[Any], spec: pytree.TreeSpec, places: list[int], tensors: list[torch.Tensor]) -> _Model:
         openvino = _openvino()
         adapter = _Adapter(self._module, self._forward, leaves, spec, places).eval()
         with torch.no_grad(), warnings.catch_warnings():
@@ -72,6 +73,7 @@ class Converted:
         if len(model.inputs) != len(tensors):
             raise RuntimeError(f"OpenVINO's model has {len(model.inputs)} inputs, the call {len(tensors)} tensors")
         model.reshape({i: list(t.shape) for i, t in enumerate(tensors)})
+        assert adapter.spec is not None  # it was called to be converted
         compiled = openvino.Core().compile_model(model, "CPU", _options(self._dtype))
         return _Model(compiled.create_infer_request(), adapter.result, adapter.spec)
 
@@ -83,13 +85,16 @@ class _Output(int):
 class _Adapter(torch.nn.Module):
     """Tensors in, a tuple of tensors out: what OpenVINO can convert; it remembers how the real result is made of them."""
 
-    def __init__(self, module: torch.nn.Module, forward: Callable, leaves: list, spec, places: list[int]):
+    def __init__(
+        self, module: torch.nn.Module, forward: Callable[..., Any], leaves: list[Any], spec: pytree.TreeSpec, places: list[int]
+    ) -> None:
         super().__init__()
         self.module = module
         self._call, self._leaves, self._spec, self._places = forward, leaves, spec, places
-        self.result, self.spec = [], None
+        self.result: list[Any] = []
+        self.spec: pytree.TreeSpec | None = None
 
-    def forward(self, *tensors):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
@@ -101,7 +106,7 @@ class _Adapter(torch.nn.Module):
         return tuple(outputs)
 
 
-def _options(dtype: torch.dtype) -> dict:
+def _options(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype],
         "PERFORMANCE_HINT": "LATENCY",
@@ -111,9 +116,9 @@ def _options(dtype: torch.dtype) -> dict:
     }
 
 
-def _openvino():
+def _openvino() -> Any:
     # Its converter reports every use to its vendor unless this package is missing.
-    sys.modules.setdefault("openvino_telemetry", None)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: it is not there
     import openvino
 
     return openvino

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from . import children, common
 
@@ -27,15 +28,17 @@ def paired(whole: Callable[[], object], bare: Callable[[], object], rounds: int)
     return differences
 
 
-def within(whole: Callable[[], object], owner: dict, name: str, inner: Callable, rounds: int) -> tuple[list[float], list[float]]:
+def within(
+    whole: Callable[[], object], owner: dict[str, Any], name: str, inner: Callable[..., Any], rounds: int
+) -> tuple[list[float], list[float]]:
     """Seconds of `whole` without those that it spends in `inner`, and the latter, once per round.
 
     Args:
         owner: the namespace where `whole` finds `inner` under `name`.
     """
-    spent = []
+    spent: list[float] = []
 
-    def timed(*args):
+    def timed(*args: Any) -> Any:
         start = time.perf_counter()
         result = inner(*args)
         spent.append(time.perf_counter() - start)
@@ -64,7 +67,7 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def measure(latent: int, rounds: int) -> dict:
+def measure(latent: int, rounds: int) -> dict[str, Any]:
     """The figures for the demo model's UNet, in this fresh process."""
     import torch
 
@@ -80,6 +83,7 @@ def measure(latent: int, rounds: int) -> dict:
     with torch.no_grad():
         unet(*args, **kwargs)
         dispatcher = dispatcher_of(unet)
+        assert dispatcher is not None  # it is attached
         (entry,) = dispatcher.entries
         tensors = [*args, kwargs["encoder_hidden_states"]]
         # The graph run alone: OneFlow tensors made before, nothing copied, nothing allocated.
@@ -87,10 +91,10 @@ def measure(latent: int, rounds: int) -> dict:
         given = entry.graph._inputs.enter(tensors)
         graph, run = entry.graph._graph, entry.graph._graph.run
 
-        def whole():
+        def whole() -> None:
             unet(*args, **kwargs)
 
-        def bare():
+        def bare() -> None:
             run(given, results)
 
         for call in (whole, bare, whole, bare):

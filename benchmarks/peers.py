@@ -1,9 +1,15 @@
 """Who is compared: OneFlow and torch in its usual forms, each set up on a stock pipeline or module, in place."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers_oneflow import OneFlowConfig
 
 PEERS = {
     "oneflow": "OneFlow graphs by this package",
@@ -20,7 +26,7 @@ PEERS = {
 DEFAULT = ("oneflow", "torch", "torch-channels-last", "torch-compile")
 DTYPES = ("float32", "bfloat16", "float16")
 # What differs from the default options of the backend.
-ONEFLOW = {
+ONEFLOW: dict[str, dict[str, Any]] = {
     "oneflow": {},
     "oneflow-packed": {"weights": "packed"},
     "oneflow-release": {"weights": "release"},
@@ -45,7 +51,7 @@ def environment(peer: str) -> Iterator[None]:
         yield
 
 
-def check(peer: str, dtype: str | None = None):
+def check(peer: str, dtype: str | None = None) -> None:
     """Raise ValueError for an unknown peer, and for one that does not compute in `dtype`."""
     if peer not in PEERS:
         raise ValueError(f"unknown peer {peer!r}; there are {', '.join(PEERS)}")
@@ -53,7 +59,7 @@ def check(peer: str, dtype: str | None = None):
         raise ValueError("torch-autocast is a peer for bfloat16 alone")
 
 
-def cast(peer: str, pipe, dtype: str):
+def cast(peer: str, pipe: Any, dtype: str) -> None:
     """Give the float32 models of `pipe` the dtype in which `peer` wants them to compute in `dtype`."""
     import torch
 
@@ -62,7 +68,7 @@ def cast(peer: str, pipe, dtype: str):
             module.to(getattr(torch, dtype))
 
 
-def prepare(peer: str, modules: Iterable, dtype: str = "float32"):
+def prepare(peer: str, modules: Iterable[Any], dtype: str = "float32") -> None:
     """Let stock torch modules (a UNet, a text encoder, a whole VAE), as `cast` leaves them, run as `peer` does."""
     import torch
 
@@ -94,7 +100,7 @@ def prepare(peer: str, modules: Iterable, dtype: str = "float32"):
         torch.autocast_increment_nesting()
 
 
-def prepare_pipeline(peer: str, pipe, dtype: str = "float32"):
+def prepare_pipeline(peer: str, pipe: Any, dtype: str = "float32") -> None:
     """Let a Stable Diffusion pipeline, as `cast` leaves it, run as `peer` does, as a user would ask for it."""
     if peer in ONEFLOW:
         check(peer, dtype)
@@ -103,13 +109,13 @@ def prepare_pipeline(peer: str, pipe, dtype: str = "float32"):
         prepare(peer, (pipe.unet, pipe.vae, pipe.text_encoder), dtype)
 
 
-def _config(peer: str):
+def _config(peer: str) -> OneFlowConfig:
     import diffusers_oneflow
 
     # An error instead of a fallback: a figure must not be torch's under OneFlow's name.
     return diffusers_oneflow.OneFlowConfig(fallback="error", progress=False, **ONEFLOW[peer])
 
 
-def _parts(module) -> tuple:
+def _parts(module: Any) -> tuple[Any, ...]:
     """What is called as a module: pipelines call vae.decode, which only calls the decoder as one."""
     return (module.encoder, module.decoder) if hasattr(module, "decode") else (module,)

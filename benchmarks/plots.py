@@ -1,16 +1,18 @@
 """Draws results as PNG files."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 _OURS, _OTHERS = "#2a6fbb", "#b8bec6"
 
 
-def speed(report: dict, path: Path):
+def speed(report: dict[str, Any], path: Path) -> None:
     """One panel per case: a bar per peer with its median, quartiles as whiskers, and the ratio to torch."""
     cases = list({case: None for peer in report["peers"].values() for case in peer["cases"]})
     if not cases:
@@ -29,7 +31,7 @@ def speed(report: dict, path: Path):
     print(f"wrote {path}")
 
 
-def _bars(panel, case: str, measured: dict[str, dict | None]):
+def _bars(panel: Axes, case: str, measured: dict[str, dict[str, Any] | None]) -> None:
     for place, (peer, result) in enumerate(measured.items()):
         if result is None:
             panel.text(0, place, " failed", va="center", fontsize=8)
@@ -52,7 +54,7 @@ def _bars(panel, case: str, measured: dict[str, dict | None]):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def peers(title: str, panels: dict[str, dict[str, dict | None]], path: Path):
+def peers(title: str, panels: dict[str, dict[str, dict[str, Any] | None]], path: Path) -> None:
     """A panel per name in `panels`, in which each peer has a bar: its `seconds` and `ratio_to_torch`, or None where it failed."""
     height = 0.8 + 0.38 * max(map(len, panels.values()))
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, height * len(panels) + 0.5), squeeze=False)
@@ -65,7 +67,7 @@ def peers(title: str, panels: dict[str, dict[str, dict | None]], path: Path):
     print(f"wrote {path}")
 
 
-def profile(title: str, report: dict, path: Path, rest: str = "outside of the pack"):
+def profile(title: str, report: dict[str, Any], path: Path, rest: str = "outside of the pack") -> None:
     """A bar per kernel and op with its milliseconds, its share of the call, and how fast it moves and computes.
 
     Args:

@@ -5,14 +5,20 @@ OneFlow, then with OneFlow idle. Every setting of OpenMP's environment has proce
 waiting policy may keep an idle process's threads busy.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import children, common
+
+if TYPE_CHECKING:
+    import torch
 
 BAR = 1.1
 SETTINGS = {
@@ -35,7 +41,7 @@ JUDGED = ("imported", "beside OneFlow", "idle")
 _OMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "MKL_NUM_THREADS")
 
 
-def measure(environment: dict[str, str], seconds: float) -> dict:
+def measure(environment: dict[str, str], seconds: float) -> dict[str, Any]:
     """``{"ms": load -> phase -> milliseconds, "threads": stage -> count, "torch_threads": [before, after]}``.
 
     In this fresh process, which has not imported torch.
@@ -54,10 +60,10 @@ def measure(environment: dict[str, str], seconds: float) -> dict:
     torch.manual_seed(0)
     loads, other = _loads(), _block()
     image = torch.randn(1, 32, 32, 32)
-    found = {"ms": {name: {} for name in loads}, "threads": {"torch imported": threads()}}
+    found: dict[str, dict[str, Any]] = {"ms": {name: {} for name in loads}, "threads": {"torch imported": threads()}}
     before = torch.get_num_threads()
 
-    def phase(name: str, between: Callable[[], object]):
+    def phase(name: str, between: Callable[[], object]) -> None:
         for load, call in loads.items():
             found["ms"][load][name] = 1000 * timed(call, between, seconds)
 
@@ -96,7 +102,7 @@ def _loads() -> dict[str, Callable[[], object]]:
     ).eval()  # fmt: skip
     image, small = torch.randn(1, 32, 48, 48), torch.randn(64, 1024)
 
-    def small_ops():
+    def small_ops() -> torch.Tensor:
         # Large enough that torch shares each among its threads.
         x = small
         for _ in range(100):
@@ -106,7 +112,7 @@ def _loads() -> dict[str, Callable[[], object]]:
     return {"layers": lambda: stack(image), "small ops": small_ops}
 
 
-def _block():
+def _block() -> torch.nn.Module:
     """A small module with a residual and an attention-like product, for either side."""
     from torch import nn
 
@@ -116,7 +122,7 @@ def _block():
     ).eval()  # fmt: skip
 
 
-def _nothing():
+def _nothing() -> None:
     pass
 
 
@@ -125,7 +131,8 @@ def timed(call: Callable[[], object], between: Callable[[], object], seconds: fl
     for _ in range(3):
         between()
         call()
-    spent, end = [], time.perf_counter() + seconds
+    spent: list[float] = []
+    end = time.perf_counter() + seconds
     while len(spent) < 5 or time.perf_counter() < end:
         between()
         start = time.perf_counter()
@@ -139,7 +146,7 @@ def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def ratios(runs: list[dict]) -> dict[str, dict[str, common.Summary]]:
+def ratios(runs: list[dict[str, Any]]) -> dict[str, dict[str, common.Summary]]:
     """Load -> phase -> its milliseconds over those of "alone" in the same process."""
     loads = runs[0]["ms"]
     return {
@@ -171,7 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in SETTINGS]:
         parser.error(f"unknown settings {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
-    machine, report, good = common.machine(), {}, True
+    machine, good = common.machine(), True
+    report: dict[str, dict[str, Any]] = {}
     for name in names:
         print(f"{name}: {options.repeats} processes", flush=True)
         try:
@@ -188,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(not good)
 
 
-def show(report: dict):
+def show(report: dict[str, Any]) -> None:
     """Print a table per load, and one of the threads."""
     if not report:
         return

@@ -1,15 +1,24 @@
 """Where the time of one call goes: every kernel of the pack and the op that it runs for, with its traffic and arithmetic."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from . import children, common
 from .peers import DTYPES, cast, prepare_pipeline
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusers_oneflow.capture import Program
+    from diffusers_oneflow.graph import Place
 
 CASES = {"unet": "unet step", "text": "text encoder", "vae": "vae decode"}
 # On its input's memory: what it "reads and writes" never moves.
@@ -17,7 +26,7 @@ _VIEW = "dfo_view"
 _HEAVY = ("convolution", "linear", "attention")
 
 
-def measure(model: str, case: str, latent: int, dtype: str, steps: int, peer: str = "oneflow") -> dict:
+def measure(model: str, case: str, latent: int, dtype: str, steps: int, peer: str = "oneflow") -> dict[str, Any]:
     """``{"seconds": of each call, "rest": what of each was no kernel, "ops": [a dict for each op]}``, in this fresh process.
 
     Args:
@@ -33,7 +42,7 @@ def measure(model: str, case: str, latent: int, dtype: str, steps: int, peer: st
     return profile(models.cases(pipe, latent, 1)[CASES[case]], module, steps)
 
 
-def profile(call, module, steps: int) -> dict:
+def profile(call: Callable[[], object], module: torch.nn.Module, steps: int) -> dict[str, Any]:
     """What `measure` gives, for `call`, which calls `module`, not yet compiled by OneFlow."""
     from diffusers_oneflow.backend import dispatcher_of
     from diffusers_oneflow.kernels import loader
@@ -44,7 +53,8 @@ def profile(call, module, steps: int) -> dict:
     pack = loader.pack()
     if pack is None:
         raise RuntimeError(f"the kernel pack cannot be used: {loader.refusal()}")
-    seconds, rest, spent = [], [], {}
+    seconds, rest = [], []
+    spent: dict[str, list[int]] = {}
     pack.profile(True)
     try:
         for _ in range(steps):
@@ -58,7 +68,9 @@ def profile(call, module, steps: int) -> dict:
                 spent.setdefault(name, []).append(nanoseconds)
     finally:
         pack.profile(False)
-    places = {name: place for entry in dispatcher_of(module).entries for name, place in entry.graph.places.items()}
+    dispatcher = dispatcher_of(module)
+    assert dispatcher is not None  # its graphs have run
+    places = {name: place for entry in dispatcher.entries for name, place in entry.graph.places.items()}
     ops = [
         {
             "kernel": place.kernel, "op": place.op, "where": place.where, "ms": statistics.median(spent[name]) / 1e6,
@@ -70,29 +82,31 @@ def profile(call, module, steps: int) -> dict:
 
 
 @contextlib.contextmanager
-def counted_flops() -> Iterator[dict[str, int]]:
+def counted_flops() -> Iterator[dict[str, int | None]]:
     """Collect the floating-point operations of the pack's heavy ops, by name, of all graphs that are built meanwhile."""
     from diffusers_oneflow.graph import CompiledGraph
 
-    found: dict[str, int] = {}
+    found: dict[str, int | None] = {}
     original = CompiledGraph.__init__
 
-    def init(graph, program, *args, **kwargs):
+    def init(graph: CompiledGraph, program: Program, *args: Any, **kwargs: Any) -> None:
         original(graph, program, *args, **kwargs)
         found.update(_flops(program, graph.places))
 
-    CompiledGraph.__init__ = init
+    CompiledGraph.__init__ = init  # type: ignore[assignment,method-assign]  # put back below
     try:
         yield found
     finally:
-        CompiledGraph.__init__ = original
+        CompiledGraph.__init__ = original  # type: ignore[method-assign]  # as it was
 
 
-def _flops(program, places: dict) -> dict[str, int]:
+def _flops(program: Program, places: dict[str, Place]) -> dict[str, int | None]:
     """Op name -> operations: nodes of the program and ops of the pack for one line of the module come in the same order."""
     from diffusers_oneflow.capture import op_name, where
 
-    counts, names, found = {}, {}, {}
+    counts: dict[tuple[str, str], list[int | None]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
+    found: dict[str, int | None] = {}
     for node in program.graph.nodes:
         if node.op == "call_function":
             operands = [getattr(a, "meta", {}).get("val") for a in node.args]
@@ -107,27 +121,28 @@ def _flops(program, places: dict) -> dict[str, int]:
     return found
 
 
-def flops(op: str, operands: list, result) -> int | None:
+def flops(op: str, operands: list[Any], result: Any) -> int | None:
     """Multiplications and additions of a convolution, a linear layer or attention (causal counts in full); None for others.
 
     Args:
         operands: what the op takes, tensors or None.
         result: what it makes.
     """
+    count: int | None = None
     if "conv2d" in op:
-        return 2 * math.prod(result.shape) * math.prod(operands[1].shape[1:])
-    if "linear" in op:
+        count = 2 * math.prod(result.shape) * math.prod(operands[1].shape[1:])
+    elif "linear" in op:
         # By the weight: a gated layer's result has half its columns.
-        return 2 * math.prod(operands[0].shape[:-1]) * math.prod(operands[1].shape)
-    if "attention" in op:
+        count = 2 * math.prod(operands[0].shape[:-1]) * math.prod(operands[1].shape)
+    elif "attention" in op:
         # (batch, rows, heads * width) or (batch, heads, rows, width).
-        return 4 * math.prod(operands[0].shape) * operands[1].shape[-2]
-    return None
+        count = 4 * math.prod(operands[0].shape) * operands[1].shape[-2]
+    return count
 
 
-def summary(found: dict) -> dict:
+def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Kernels with their ops, the slowest first, and what of a call is outside of them."""
-    groups: dict[tuple[str, str], list[dict]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for op in found["ops"]:
         groups.setdefault((op["kernel"], op["op"]), []).append(op)
     call = 1000 * statistics.median(found["seconds"])
@@ -137,7 +152,7 @@ def summary(found: dict) -> dict:
     return {"call_ms": common.summarize([1000 * s for s in found["seconds"]]), "kernels": rows, "rest_ms": rest}
 
 
-def _group(kernel: str, op: str, ops: list[dict], call: float) -> dict:
+def _group(kernel: str, op: str, ops: list[dict[str, Any]], call: float) -> dict[str, Any]:
     ms, moved = (sum(o[key] for o in ops) for key in ("ms", "bytes"))
     done = sum(o["flops"] or 0 for o in ops)
     return {
@@ -152,7 +167,7 @@ def _group(kernel: str, op: str, ops: list[dict], call: float) -> dict:
     }
 
 
-def show(title: str, report: dict):
+def show(title: str, report: dict[str, Any]) -> None:
     """Print the table."""
     rows = [
         (

@@ -9,6 +9,7 @@ import gc
 import statistics
 import sys
 import time
+from typing import Any
 
 from . import children, common
 
@@ -16,7 +17,7 @@ TIME_BAR, MEMORY_BAR = 0.5, 1.05
 _EARLY = 5
 
 
-def run(model: str, sizes: list[tuple[int, int]], most_bytes: int, batch: int = 1) -> list[dict]:
+def run(model: str, sizes: list[tuple[int, int]], most_bytes: int, batch: int = 1) -> list[dict[str, Any]]:
     """For each size, in this fresh process: ``seconds`` (of the stages of its start), ``cpu`` (processor seconds of the whole
     start), ``origin`` of its program, ``resident`` bytes after it, ``graphs`` alive and ``counted`` bytes of the budget."""
     import torch
@@ -32,7 +33,7 @@ def run(model: str, sizes: list[tuple[int, int]], most_bytes: int, batch: int = 
         fallback="error", progress=False, cache=None, max_graphs=len(sizes), max_bytes=most_bytes
     )
     diffusers_oneflow.compile(unet, config)
-    found = []
+    found: list[dict[str, Any]] = []
     for height, width in sizes:
         args, kwargs = models.unet_inputs(unet, max(height, width), batch=batch)
         args = (args[0][..., :height, :width].contiguous(), *args[1:])
@@ -45,6 +46,7 @@ def run(model: str, sizes: list[tuple[int, int]], most_bytes: int, batch: int = 
             second = time.process_time() - start
         gc.collect()
         dispatcher = dispatcher_of(unet)
+        assert dispatcher is not None  # it is attached
         entry = dispatcher.entries[-1]
         seconds = sum(entry.seconds.values()) + sum(sum(part.graph.seconds.values()) for part in entry.hoisted)
         found.append(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from . import common
 from .children import Child, ChildFailed
@@ -45,7 +46,7 @@ def busy(cores: int) -> Iterator[None]:
             loop.wait()
 
 
-def run_part(name: str, plan: Plan) -> dict:
+def run_part(name: str, plan: Plan) -> dict[str, Any]:
     """Run one part in a child and say how it went: counts, memory, and `crash` (None, a signal or an exception)."""
     progress, told = (0, 0), time.monotonic()
     with Child(PARTS[name], plan) as child:
@@ -65,7 +66,7 @@ def run_part(name: str, plan: Plan) -> dict:
     return {**value, "crash": None, "memory": common.growth(value["resident_bytes"]) if enough else None}
 
 
-def faults(outcome: dict) -> list[str]:
+def faults(outcome: dict[str, Any]) -> list[str]:
     """What is wrong with a part's outcome; empty if it passed."""
     found = []
     if outcome["crash"]:
@@ -80,7 +81,7 @@ def faults(outcome: dict) -> list[str]:
     return found
 
 
-def _row(name: str, outcome: dict) -> tuple[str, ...]:
+def _row(name: str, outcome: dict[str, Any]) -> tuple[str, ...]:
     memory, seconds = outcome["memory"], outcome["seconds"]
     resident = f"{memory.first / 2**20:.1f} -> {memory.last / 2**20:.1f}" if memory else "(too few samples)"
     verdict = "; ".join(faults(outcome)) or "pass"

@@ -3,13 +3,20 @@
 Nothing heavy is imported here: the child decides what comes first.
 """
 
+from __future__ import annotations
+
 import importlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 from . import common
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SAMPLES = 200
 # Images are compared as bytes: what a user sees of a difference.
@@ -48,7 +55,7 @@ class Tally:
         goal: results after which it is done; None if it runs by time.
     """
 
-    def __init__(self, channel, plan: Plan, goal: int | None):
+    def __init__(self, channel: Connection, plan: Plan, goal: int | None) -> None:
         self.done, self.wrong, self.first_wrong = 0, 0, ""
         self.resident: list[int] = []
         self._channel, self._plan = channel, plan
@@ -56,7 +63,7 @@ class Tally:
         self._half = goal // 2 if goal else 2
         self._lock = threading.Lock()
 
-    def add(self, complaint: str | None):
+    def add(self, complaint: str | None) -> None:
         """Count one result; `complaint` says what is wrong with it."""
         with self._lock:
             self.done += 1
@@ -69,7 +76,7 @@ class Tally:
                 self.resident.append(common.resident_bytes())
                 self._channel.send(("progress", (self.done, self.wrong)))
 
-    def missing(self, count: int):
+    def missing(self, count: int) -> None:
         """Count results as wrong that are right but were not made by OneFlow."""
         if count:
             self.wrong += count
@@ -84,7 +91,7 @@ class Tally:
             os.kill(os.getpid(), signal.SIGSEGV)
         return "planted"
 
-    def result(self, seconds: float) -> dict:
+    def result(self, seconds: float) -> dict[str, Any]:
         """What the part reports."""
         return {
             "done": self.done,
@@ -95,7 +102,7 @@ class Tally:
         }
 
 
-def calls(channel, plan: Plan) -> dict:
+def calls(channel: Connection, plan: Plan) -> dict[str, Any]:
     """Calls of a compiled module of one op, against products that torch computed before."""
     _imports(plan)
     import torch
@@ -103,12 +110,12 @@ def calls(channel, plan: Plan) -> dict:
     import diffusers_oneflow
 
     class Product(torch.nn.Module):
-        def forward(self, a, b):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return a * b
 
     generator = torch.Generator().manual_seed(0)
     inputs = [(torch.randn(16, 16, generator=generator), torch.randn(16, 16, generator=generator)) for _ in range(plan.seeds)]
-    module = Product().eval()
+    module: torch.nn.Module = Product().eval()
     expected = [module(a, b) for a, b in inputs]
     module = diffusers_oneflow.compile(module, diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
     tally = Tally(channel, plan, plan.count)
@@ -124,7 +131,7 @@ def calls(channel, plan: Plan) -> dict:
     return tally.result(time.perf_counter() - start)
 
 
-def images(channel, plan: Plan) -> dict:
+def images(channel: Connection, plan: Plan) -> dict[str, Any]:
     """Images of the demo pipeline: within one of 255 of torch's, and always the same bits for a seed."""
     _imports(plan)
     drawer = _Drawer(plan, 0)
@@ -135,7 +142,7 @@ def images(channel, plan: Plan) -> dict:
     return tally.result(time.perf_counter() - start)
 
 
-def threads(channel, plan: Plan, number: int = 2) -> dict:
+def threads(channel: Connection, plan: Plan, number: int = 2) -> dict[str, Any]:
     """`number` threads with a demo pipeline each, for ``plan.count`` seconds; the same checks as `images`.
 
     Torch's images are drawn before; the threads build their graphs at the same time, and draw at least two
@@ -146,7 +153,7 @@ def threads(channel, plan: Plan, number: int = 2) -> dict:
     tally = Tally(channel, plan, None)
     start = time.perf_counter()
 
-    def work(drawer: _Drawer):
+    def work(drawer: _Drawer) -> None:
         try:
             while drawer.drawn <= plan.seeds or time.perf_counter() - start < plan.count:
                 tally.add(drawer.draw())
@@ -164,16 +171,17 @@ def threads(channel, plan: Plan, number: int = 2) -> dict:
 class _Drawer:
     """Draws images on OneFlow with a demo pipeline of its own, seed after seed, and checks each."""
 
-    def __init__(self, plan: Plan, offset: int):
+    def __init__(self, plan: Plan, offset: int) -> None:
         import diffusers_oneflow
 
         from . import models
 
         self._pipe = models.demo_pipeline()
-        self._image = lambda seed: models.image(self._pipe, plan.steps, seed, plan.size)
+        self._image: Callable[[int], NDArray[Any]] = lambda seed: models.image(self._pipe, plan.steps, seed, plan.size)
         self._seeds = [1000 * offset + i for i in range(plan.seeds)]
         self._expected = {seed: self._image(seed) for seed in self._seeds}
-        self._steps, self._first, self.drawn = plan.steps, {}, 0
+        self._steps, self.drawn = plan.steps, 0
+        self._first: dict[int, NDArray[Any]] = {}
         self._pipe.to(backend="oneflow", backend_config=diffusers_oneflow.OneFlowConfig(fallback="error", progress=False))
 
     def draw(self) -> str | None:
@@ -195,11 +203,12 @@ class _Drawer:
         return f"seed {seed} is {off} of 255 from torch's image" if off > _IMAGE_TOLERANCE else None
 
 
-def _bytes(image):
-    return (image * 255).round().astype("int16")
+def _bytes(image: NDArray[Any]) -> NDArray[Any]:
+    made: NDArray[Any] = (image * 255).round().astype("int16")
+    return made
 
 
-def _graph_calls(attached) -> dict[str, int]:
+def _graph_calls(attached: Any) -> dict[str, int]:
     """Component -> how often its graphs ran: torch would give the right result as well."""
     import diffusers_oneflow
 
@@ -207,10 +216,10 @@ def _graph_calls(attached) -> dict[str, int]:
     return {path: sum(graph.calls for graph in component.graphs) for path, component in report.items()}
 
 
-def _imports(plan: Plan):
+def _imports(plan: Plan) -> None:
     """Import oneflow first, with the start-up lines that it then prints, or leave it to this package."""
     if plan.import_first:
         importlib.import_module("oneflow")
 
 
-PARTS: dict[str, Callable] = {"calls-sleep": calls, "calls": calls, "images": images, "threads": threads}
+PARTS: dict[str, Callable[..., Any]] = {"calls-sleep": calls, "calls": calls, "images": images, "threads": threads}

@@ -5,15 +5,24 @@ whatever slows the machine down meets all of them. With ``--together`` all peers
 remains of the difference is what their thread pools do to each other.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from . import bars, common
 from .children import Child, ChildFailed
 from .peers import DEFAULT, DTYPES, ONEFLOW, PEERS, cast, check, environment, prepare_pipeline
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BASELINE = "torch"
 WORDS = ("unet", "text", "vae", "pipeline")
@@ -68,7 +77,7 @@ class PeerResult:
 class Subject:
     """The pipeline set up for one peer, in this process."""
 
-    def __init__(self, peer: str, job: Job):
+    def __init__(self, peer: str, job: Job) -> None:
         import torch
 
         from . import models
@@ -80,7 +89,7 @@ class Subject:
         self.cases = {name: call for name, call in found.items() if _wanted(name, job)}
         self.threads = torch.get_num_threads()
 
-    def first(self, case: str):
+    def first(self, case: str) -> tuple[float, NDArray[Any]]:
         """``(seconds, result)`` of the first call; three more, and what they leave to do in the background, warm up."""
         start = time.perf_counter()
         result = self.cases[case]()
@@ -93,7 +102,7 @@ class Subject:
         return common.timed_turn(self.cases[case])
 
 
-def _serve(channel, peer: str, job: Job):
+def _serve(channel: Connection, peer: str, job: Job) -> int:
     """The child's side: answers ("first" | "turn", case) until told to stop, then gives its peak memory."""
     with environment(peer):
         subject = Subject(peer, job)
@@ -120,17 +129,19 @@ class CaseFailed(RuntimeError):
 class _Remote:
     """A subject in a child process."""
 
-    def __init__(self, peer: str, job: Job):
+    def __init__(self, peer: str, job: Job) -> None:
         self._child = Child(_serve, peer, job)
         self.cases, self.threads = self._child.receive()[1]
 
-    def first(self, case: str):
-        return self._ask("first", case)
+    def first(self, case: str) -> tuple[float, NDArray[Any]]:
+        found: tuple[float, NDArray[Any]] = self._ask("first", case)
+        return found
 
     def turn(self, case: str) -> float:
-        return self._ask("turn", case)
+        seconds: float = self._ask("turn", case)
+        return seconds
 
-    def _ask(self, *request: str):
+    def _ask(self, *request: str) -> Any:
         self._child.send(request)
         kind, value = self._child.receive()
         if kind == "failed":
@@ -139,7 +150,7 @@ class _Remote:
 
     def close(self) -> int:
         self._child.send(None)
-        peak = self._child.receive()[1]
+        peak: int = self._child.receive()[1]
         self._child.__exit__()
         return peak
 
@@ -158,7 +169,7 @@ def measure(job: Job, peers: list[str], together: bool = False) -> dict[str, Pee
     follows; its result says why.
     """
     results = {peer: PeerResult() for peer in peers}
-    subjects = {}
+    subjects: dict[str, _Remote | _Local] = {}
     for peer in peers:
         with _failing(results[peer]):
             print(f"starting {peer}: {PEERS[peer]}", flush=True)
@@ -183,11 +194,11 @@ def measure(job: Job, peers: list[str], together: bool = False) -> dict[str, Pee
     return results
 
 
-def _running(subjects: dict, results: dict[str, PeerResult]) -> list[str]:
+def _running(subjects: dict[str, _Remote | _Local], results: dict[str, PeerResult]) -> list[str]:
     return [peer for peer in subjects if not results[peer].failure]
 
 
-def _turn(subject, result: PeerResult, case: str):
+def _turn(subject: _Remote | _Local, result: PeerResult, case: str) -> Callable[[], float]:
     def turn() -> float:
         if result.failure or case in result.failures:
             return math.nan
@@ -201,13 +212,13 @@ def _turn(subject, result: PeerResult, case: str):
 class _failing:
     """Keeps a peer's failure as its result: in `case` alone, if there is one and the peer's process still lives."""
 
-    def __init__(self, result: PeerResult, case: str | None = None):
+    def __init__(self, result: PeerResult, case: str | None = None) -> None:
         self._result, self._case = result, case
 
-    def __enter__(self):
+    def __enter__(self) -> _failing:
         return self
 
-    def __exit__(self, kind, error, trace) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if not isinstance(error, Exception):
             return False
         if self._case is None or isinstance(error, ChildFailed):
@@ -218,11 +229,11 @@ class _failing:
         return True
 
 
-def _error(output, reference) -> float:
+def _error(output: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(abs(output - reference).max() / max(abs(reference).max(), 1e-30))
 
 
-def as_json(job: Job, results: dict[str, PeerResult]) -> dict:
+def as_json(job: Job, results: dict[str, PeerResult]) -> dict[str, Any]:
     """Everything measured, with medians and ratios to torch eager (contiguous)."""
     peers = {}
     base = results.get(BASELINE, PeerResult()).seconds
@@ -250,7 +261,7 @@ def as_json(job: Job, results: dict[str, PeerResult]) -> dict:
     return {**job_json, "peers": peers}
 
 
-def show(report: dict):
+def show(report: dict[str, Any]) -> None:
     """Print a table per case."""
     cases = {case: None for peer in report["peers"].values() for case in peer["cases"]}
     for case in cases:
@@ -270,7 +281,7 @@ def show(report: dict):
             print(f"{name} failed in {case}: {(failure.strip() or 'no message').splitlines()[0]}")
 
 
-def _cells(case: dict) -> tuple[str, ...]:
+def _cells(case: dict[str, Any]) -> tuple[str, ...]:
     error = case["error_against_torch"]
     return (
         case["seconds"].show(1000, 1),

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _chosen(options, p) -> list[Case]:
+def _chosen(options: argparse.Namespace, p: argparse.ArgumentParser) -> list[Case]:
     """The cases that the command line names, ops first."""
     every = sorted(CASES.values(), key=lambda case: LEVELS.index(case.level))
     levels = options.level or LEVELS
@@ -107,7 +108,9 @@ def _chosen(options, p) -> list[Case]:
     return [case for case in every if case.level in levels and any(fnmatch.fnmatchcase(case.name, n) for n in options.only)]
 
 
-def _share(options, p, chosen: list[Case], rows: dict) -> list[Case]:
+def _share(
+    options: argparse.Namespace, p: argparse.ArgumentParser, chosen: list[Case], rows: dict[str, dict[str, Any]]
+) -> list[Case]:
     """The part of them that --shard names."""
     if not options.shard:
         return chosen
@@ -120,7 +123,7 @@ def _share(options, p, chosen: list[Case], rows: dict) -> list[Case]:
         p.error(str(error))
 
 
-def _list(chosen: list[Case], options, console: Console):
+def _list(chosen: list[Case], options: argparse.Namespace, console: Console) -> None:
     for case in chosen:
         said = f"{case.name:46} {case.about}{' (--full)' if case.full else ''}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
@@ -130,7 +133,7 @@ def _list(chosen: list[Case], options, console: Console):
             console.print(f"{name:46} {said}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _read(paths: list[Path], there: place.Place) -> tuple[list[results.Result], dict]:
+def _read(paths: list[Path], there: place.Place) -> tuple[list[results.Result], dict[str, Any]]:
     """The results that --json wrote at a place, and what is said of the machine.
 
     Raises:
@@ -144,7 +147,7 @@ def _read(paths: list[Path], there: place.Place) -> tuple[list[results.Result], 
     return [result for part, _ in parts for result in part], parts[0][1].get("environment", {})
 
 
-def _try_backend():
+def _try_backend() -> None:
     """See that the backend takes a pipeline at all, before every case fails for it."""
     import torch
 
@@ -156,7 +159,7 @@ def _try_backend():
     judged.detach(pipe)
 
 
-def _write(run, options):
+def _write(run: report.Run, options: argparse.Namespace) -> None:
     for kind, write in report.WRITERS.items():
         if path := getattr(options, kind):
             write(run, path)

@@ -1,5 +1,9 @@
 """Sound: Stable Audio, AudioLDM 2, AudioLDM, Dance Diffusion."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import diffusers
 import torch
 import transformers
@@ -12,7 +16,7 @@ from .table import SIGNED, Entry, register
 SECONDS = {"prompt": PROMPT, "audio_length_in_s": 0.02}
 
 
-def _stable() -> dict:
+def _stable() -> dict[str, Any]:
     transformer = diffusers.StableAudioDiTModel(
         sample_size=16, in_channels=3, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_attention_heads=2,
         out_channels=3, cross_attention_dim=16, time_proj_dim=8, global_states_input_dim=32, cross_attention_input_dim=16,
@@ -30,14 +34,14 @@ def _vae() -> diffusers.AutoencoderKL:
     return build.vae(in_channels=1, out_channels=1)
 
 
-def _vocoder() -> torch.nn.Module:
+def _vocoder() -> transformers.SpeechT5HifiGan:
     return transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig(
         model_in_dim=8, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4],
         resblock_kernel_sizes=[3, 7], resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5]], normalize_before=False,
     ))  # fmt: skip
 
 
-def _clap(**options):
+def _clap(**options: Any) -> transformers.ClapConfig:
     """The configuration of CLAP, which reads texts and hears sounds."""
     text = {"bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0, "hidden_size": WIDTH, "intermediate_size": 37,
             "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "projection_dim": WIDTH,
@@ -48,7 +52,7 @@ def _clap(**options):
     return transformers.ClapConfig(text_config=text, audio_config=sound, projection_dim=WIDTH, **options)
 
 
-def _unet(cls=diffusers.UNet2DConditionModel, **options):
+def _unet(cls: type[Any] = diffusers.UNet2DConditionModel, **options: Any) -> Any:
     return cls(**{
         "block_out_channels": (16, 32), "layers_per_block": 1, "sample_size": 16, "in_channels": 4, "out_channels": 4,
         "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
@@ -56,13 +60,13 @@ def _unet(cls=diffusers.UNet2DConditionModel, **options):
     })  # fmt: skip
 
 
-def _named() -> dict:
+def _named() -> dict[str, Any]:
     """The UNet of AudioLDM knows the sound by a class embedding."""
     return {"cross_attention_dim": (16, 32), "class_embed_type": "simple_projection", "class_embeddings_concat": True,
             "projection_class_embeddings_input_dim": WIDTH}  # fmt: skip
 
 
-def _audio() -> dict:
+def _audio() -> dict[str, Any]:
     text = transformers.ClapTextModelWithProjection(_clap().text_config)
     return {
         "unet": _unet(**_named()), "scheduler": build.ddim(), "vae": _vae(), "text_encoder": text,
@@ -70,7 +74,7 @@ def _audio() -> dict:
     }  # fmt: skip
 
 
-def _audio2() -> dict:
+def _audio2() -> dict[str, Any]:
     project = diffusers.AudioLDM2ProjectionModel(text_encoder_dim=WIDTH, text_encoder_1_dim=WIDTH, langauge_model_dim=16)
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         n_embd=16, n_head=2, n_layer=2, n_ctx=99, n_positions=99, vocab_size=32, bos_token_id=3, eos_token_id=1,
@@ -84,7 +88,7 @@ def _audio2() -> dict:
     }  # fmt: skip
 
 
-def _said() -> dict:
+def _said() -> dict[str, Any]:
     """As embeddings: the language model, which is called with a cache that it fills, cannot be compared call by call."""
     text, words, mask = torch.randn(2, 1, 7, WIDTH), torch.randn(2, 1, 8, 16), torch.ones(1, 7, dtype=torch.long)
     return {
@@ -93,7 +97,7 @@ def _said() -> dict:
     }  # fmt: skip
 
 
-def _dance() -> dict:
+def _dance() -> dict[str, Any]:
     unet = diffusers.UNet1DModel(
         block_out_channels=(32, 32, 64), extra_in_channels=64, sample_size=512, sample_rate=16000, in_channels=2, out_channels=2,
         flip_sin_to_cos=True, use_timestep_embedding=False, time_embedding_type="fourier", mid_block_type="UNetMidBlock1D",

@@ -1,40 +1,46 @@
 """Autoencoders by themselves: a sample goes in, and what comes out is compared."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import diffusers
 import torch
 
 from . import build, video_transformers
+from .build import Maker
 from .kandinsky import movq
 from .pixart_sana_etc import dc
 from .table import SIGNED, Entry, register
 from .unconditional import vq
 
 
-class Autoencoding(diffusers.DiffusionPipeline):
+class Autoencoding(diffusers.DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed
     """Encodes and decodes a sample.
 
     Args:
         vae: any of diffusers' autoencoders.
     """
 
-    def __init__(self, vae):
+    def __init__(self, vae: torch.nn.Module) -> None:
         super().__init__()
         self.register_modules(vae=vae)
 
     @torch.no_grad()
-    def __call__(self, sample: torch.Tensor, **options) -> tuple[torch.Tensor]:
+    def __call__(self, sample: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
         """What `sample` becomes; `options` go to the decoder."""
         code = self.vae.encode(sample)[0]
         code = code if isinstance(code, torch.Tensor) else code.mode()
         return (self.vae.decode(code, **options)[0],)
 
 
-def image(size: int = 32):
+def image(size: int = 32) -> Maker:
     """A smooth random image (1, 3, size, size) in -1..1."""
     return lambda: {"sample": _smooth(1, 3, size, size)}
 
 
-def frames(count: int, size: int = 16):
+def frames(count: int, size: int = 16) -> Maker:
     """A smooth random video (1, 3, count, size, size) in -1..1."""
     return lambda: {"sample": _smooth(1, 3, count, size, size)}
 
@@ -46,25 +52,25 @@ def _smooth(*shape: int) -> torch.Tensor:
     return torch.tanh(wave)
 
 
-def _asymmetric() -> torch.nn.Module:
+def _asymmetric() -> diffusers.AsymmetricAutoencoderKL:
     return diffusers.AsymmetricAutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, down_block_out_channels=(16, 32), layers_per_down_block=1,
         up_block_types=("UpDecoderBlock2D",) * 2, up_block_out_channels=(16, 32), layers_per_up_block=1, norm_num_groups=4,
     )  # fmt: skip
 
 
-def _tiny() -> torch.nn.Module:
+def _tiny() -> diffusers.AutoencoderTiny:
     return diffusers.AutoencoderTiny(
         encoder_block_out_channels=(16, 16), decoder_block_out_channels=(16, 16), num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     )  # fmt: skip
 
 
-def _temporal() -> torch.nn.Module:
+def _temporal() -> diffusers.AutoencoderKLTemporalDecoder:
     return diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2)
 
 
-def allegro() -> torch.nn.Module:
+def allegro() -> diffusers.AutoencoderKLAllegro:
     """The VAE of Allegro; it works in tiles, whose overlaps it blends."""
     made = diffusers.AutoencoderKLAllegro(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=64, latent_channels=4
@@ -73,7 +79,7 @@ def allegro() -> torch.nn.Module:
     return made
 
 
-def _cosmos() -> torch.nn.Module:
+def _cosmos() -> diffusers.AutoencoderKLCosmos:
     """The VAE of Cosmos: wavelets around convolutions of videos."""
     return diffusers.AutoencoderKLCosmos(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
@@ -81,7 +87,7 @@ def _cosmos() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def oobleck() -> torch.nn.Module:
+def oobleck() -> diffusers.AutoencoderOobleck:
     """The VAE of Stable Audio: waves."""
     return diffusers.AutoencoderOobleck(
         encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=3, audio_channels=2,
@@ -89,7 +95,7 @@ def oobleck() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def flux2() -> torch.nn.Module:
+def flux2() -> diffusers.AutoencoderKLFlux2:
     """The VAE of Flux 2, whose latents are normed by a batch norm."""
     return diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -97,21 +103,21 @@ def flux2() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def _hunyuan_image() -> torch.nn.Module:
+def _hunyuan_image() -> diffusers.AutoencoderKLHunyuanImage:
     return diffusers.AutoencoderKLHunyuanImage(
         in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(32, 64), layers_per_block=1,
         spatial_compression_ratio=2, sample_size=32,
     )  # fmt: skip
 
 
-def _hunyuan15() -> torch.nn.Module:
+def _hunyuan15() -> diffusers.AutoencoderKLHunyuanVideo15:
     return diffusers.AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(32, 32, 32, 32), layers_per_block=1, spatial_compression_ratio=8,
         temporal_compression_ratio=4,
     )  # fmt: skip
 
 
-def qwen() -> torch.nn.Module:
+def qwen() -> diffusers.AutoencoderKLQwenImage:
     """The VAE of Qwen-Image: one of videos, for one frame."""
     return diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
@@ -119,8 +125,8 @@ def qwen() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def _entry(name: str, make, inputs, **options) -> Entry:
-    def parts() -> dict:
+def _entry(name: str, make: Callable[[], torch.nn.Module], inputs: Maker, **options: Any) -> Entry:
+    def parts() -> dict[str, Any]:
         return {"vae": make()}
 
     return Entry("Autoencoding", parts, inputs, name, name, values=SIGNED, module=__name__, **options)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .results import Result
 
@@ -13,12 +14,12 @@ WORSE, NOTICED = 3.0, 5e-7
 _MEASURES = ("rms", "maximum")
 
 
-def read(path: Path) -> dict[str, dict]:
+def read(path: Path) -> dict[str, dict[str, Any]]:
     """Name -> what `row` made of a case; empty if there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def update(path: Path, results: list[Result], known: Iterable[str]):
+def update(path: Path, results: list[Result], known: Iterable[str]) -> None:
     """Write `results` over their old rows; rows of cases that are not `known` any more go."""
     rows = {**read(path), **{r.name: row(r) for r in results if not r.not_applicable}}
     kept = sorted(set(rows) & set(known))
@@ -26,7 +27,7 @@ def update(path: Path, results: list[Result], known: Iterable[str]):
     path.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in kept) + "\n}\n")
 
 
-def row(result: Result) -> dict:
+def row(result: Result) -> dict[str, Any]:
     """What is kept of a result; errors have two digits, ``[rms, maximum]``."""
     components = {
         c["path"]: {side: [float(f"{c[side][m]:.1e}") for m in _MEASURES] for side in ("torch", "ours")}
@@ -38,23 +39,23 @@ def row(result: Result) -> dict:
     }  # fmt: skip
 
 
-def known_failures(results: list[Result], rows: dict[str, dict]) -> set[str]:
+def known_failures(results: list[Result], rows: dict[str, dict[str, Any]]) -> set[str]:
     """The cases that fail now as they do in the baseline."""
     return {r.name for r in results if not r.passed and not r.not_applicable and r.name in rows and not rows[r.name]["passed"]}
 
 
-def regressions(results: list[Result], rows: dict[str, dict]) -> dict[str, list[str]]:
+def regressions(results: list[Result], rows: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Case -> what is worse than in the baseline; cases that the baseline lacks are not in it."""
     found = {r.name: _worse(r, rows[r.name]) for r in results if r.name in rows and not r.not_applicable}
     return {name: sentences for name, sentences in found.items() if sentences}
 
 
-def vanished(rows: dict[str, dict], known: Iterable[str]) -> list[str]:
+def vanished(rows: dict[str, dict[str, Any]], known: Iterable[str]) -> list[str]:
     """The cases of the baseline that exist no more."""
     return sorted(set(rows) - set(known))
 
 
-def _worse(result: Result, before: dict) -> list[str]:
+def _worse(result: Result, before: dict[str, Any]) -> list[str]:
     said = []
     if before["passed"] and not result.passed:
         said.append("passed in the baseline and fails now")

@@ -3,7 +3,11 @@
 Every function takes what its config class takes, over small defaults; pipelines' own demands decide the rest.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import diffusers
 import tokenizers
@@ -13,6 +17,10 @@ from tokenizers import models, pre_tokenizers, processors
 
 import diffusers_oneflow
 
+# What makes a pipeline's parts, or the arguments of a call.
+Maker = Callable[[], dict[str, Any]]
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+
 PROMPT = "a large red circle left of a small blue star"
 _WORDS = (
     *("a", "the", "large", "small", "red", "blue", "green", "circle", "star", "square", "left", "right", "of", "on"),
@@ -21,7 +29,7 @@ _WORDS = (
 WIDTH = 32
 
 
-def none(*names: str) -> dict:
+def none(*names: str) -> dict[str, Any]:
     """Parts that a pipeline does without."""
     return dict.fromkeys(names)
 
@@ -32,7 +40,7 @@ def tokenizer() -> transformers.CLIPTokenizer:
     return transformers.CLIPTokenizer.from_pretrained(diffusers_oneflow.demo_model(), subfolder="tokenizer")
 
 
-def words(length: int = 64, numbered: bool = False, **options) -> transformers.PreTrainedTokenizerFast:
+def words(length: int = 64, numbered: bool = False, **options: Any) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of whole words that ends each text as T5's does; unknown words are <unk>."""
     special = ["<pad>", "</s>", "<unk>", "<s>"]
     vocabulary = {word: i for i, word in enumerate([*special, *_WORDS])}
@@ -45,10 +53,10 @@ def words(length: int = 64, numbered: bool = False, **options) -> transformers.P
     )  # fmt: skip
 
 
-class _Numbered(transformers.PreTrainedTokenizerFast):
+class _Numbered(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]  # transformers is not followed
     """Says where each token stands, counted from the first that is no padding, as ChatGLM's does."""
 
-    def __call__(self, *args, **options):
+    def __call__(self, *args: Any, **options: Any) -> transformers.BatchEncoding:
         made = super().__call__(*args, **options)
         made["position_ids"] = (made["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return made
@@ -57,7 +65,7 @@ class _Numbered(transformers.PreTrainedTokenizerFast):
 VOCABULARY = 4 + len(_WORDS)
 
 
-def clip_text(projected: bool = False, **options):
+def clip_text(projected: bool = False, **options: Any) -> transformers.CLIPTextModel | transformers.CLIPTextModelWithProjection:
     """CLIP's text model, with its projection or not: hidden states of `WIDTH`."""
     known = tokenizer()
     config = transformers.CLIPTextConfig(**{
@@ -68,7 +76,9 @@ def clip_text(projected: bool = False, **options):
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
 
 
-def clip_vision(projected: bool = True, **options):
+def clip_vision(
+    projected: bool = True, **options: Any
+) -> transformers.CLIPVisionModel | transformers.CLIPVisionModelWithProjection:
     """CLIP's image encoder, for images of 32x32."""
     config = transformers.CLIPVisionConfig(**{
         "hidden_size": WIDTH, "projection_dim": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -77,12 +87,12 @@ def clip_vision(projected: bool = True, **options):
     return (transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel)(config)
 
 
-def clip_images(size: int = 32):
+def clip_images(size: int = 32) -> transformers.CLIPImageProcessorPil:
     """The image processor for `clip_vision`."""
     return transformers.CLIPImageProcessorPil(crop_size={"height": size, "width": size}, size={"shortest_edge": size})
 
 
-def t5(**options) -> transformers.T5EncoderModel:
+def t5(**options: Any) -> transformers.T5EncoderModel:
     """T5's encoder for `words`."""
     config = transformers.T5Config(**{
         "vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
@@ -91,7 +101,7 @@ def t5(**options) -> transformers.T5EncoderModel:
     return transformers.T5EncoderModel(config)
 
 
-def vae(channels: int = 4, **options) -> diffusers.AutoencoderKL:
+def vae(channels: int = 4, **options: Any) -> diffusers.AutoencoderKL:
     """An image VAE that halves each side."""
     return diffusers.AutoencoderKL(**{
         "block_out_channels": (16, 32), "norm_num_groups": 4, "latent_channels": channels, "sample_size": 32,
@@ -99,7 +109,7 @@ def vae(channels: int = 4, **options) -> diffusers.AutoencoderKL:
     })  # fmt: skip
 
 
-def vae8(channels: int = 4, **options) -> diffusers.AutoencoderKL:
+def vae8(channels: int = 4, **options: Any) -> diffusers.AutoencoderKL:
     """An image VAE at the usual factor of 8."""
     return vae(
         channels, block_out_channels=(8, 8, 16, 16), layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
@@ -107,7 +117,7 @@ def vae8(channels: int = 4, **options) -> diffusers.AutoencoderKL:
     )  # fmt: skip
 
 
-def unet(**options) -> diffusers.UNet2DConditionModel:
+def unet(**options: Any) -> diffusers.UNet2DConditionModel:
     """Stable Diffusion's UNet at latents of 16x16."""
     return diffusers.UNet2DConditionModel(**{
         "sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4,
@@ -117,14 +127,14 @@ def unet(**options) -> diffusers.UNet2DConditionModel:
     })  # fmt: skip
 
 
-def early_unet(**options) -> diffusers.UNet2DConditionModel:
+def early_unet(**options: Any) -> diffusers.UNet2DConditionModel:
     """`unet` with its attention where the resolution is highest, as in Stable Diffusion."""
     return unet(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **options
     )
 
 
-def xl_unet(**options) -> diffusers.UNet2DConditionModel:
+def xl_unet(**options: Any) -> diffusers.UNet2DConditionModel:
     """Stable Diffusion XL's UNet: two text encoders side by side, added time ids."""
     return unet(**{
         "cross_attention_dim": 2 * WIDTH, "attention_head_dim": (2, 4), "use_linear_projection": True,
@@ -133,12 +143,13 @@ def xl_unet(**options) -> diffusers.UNet2DConditionModel:
     })  # fmt: skip
 
 
-def control(unet, cls: str = "ControlNetModel", **options) -> torch.nn.Module:
+def control(unet: torch.nn.Module, cls: str = "ControlNetModel", **options: Any) -> torch.nn.Module:
     """A ControlNet for a UNet."""
-    return stirred(getattr(diffusers, cls).from_unet(unet, **options))
+    made: torch.nn.Module = getattr(diffusers, cls).from_unet(unet, **options)
+    return stirred(made)
 
 
-def stirred(module: torch.nn.Module, scale: float = 0.02) -> torch.nn.Module:
+def stirred(module: _Module, scale: float = 0.02) -> _Module:
     """`module` with noise on its weights: what starts as zeros would prove nothing."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -146,7 +157,7 @@ def stirred(module: torch.nn.Module, scale: float = 0.02) -> torch.nn.Module:
     return module
 
 
-def ddim(**options) -> diffusers.DDIMScheduler:
+def ddim(**options: Any) -> diffusers.DDIMScheduler:
     """The scheduler of Stable Diffusion."""
     return diffusers.DDIMScheduler(**{
         "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
@@ -154,6 +165,6 @@ def ddim(**options) -> diffusers.DDIMScheduler:
     })  # fmt: skip
 
 
-def flow_match(**options) -> diffusers.FlowMatchEulerDiscreteScheduler:
+def flow_match(**options: Any) -> diffusers.FlowMatchEulerDiscreteScheduler:
     """The scheduler of models that match a flow."""
     return diffusers.FlowMatchEulerDiscreteScheduler(**options)

@@ -1,5 +1,7 @@
 """Stable Cascade and Würstchen: a prior on very small latents, a decoder, and a VQGAN."""
 
+from typing import Any
+
 import diffusers
 import torch
 
@@ -8,11 +10,12 @@ from .build import PROMPT, WIDTH
 from .table import LATENT, Entry, register
 
 
-def vqgan():
+def vqgan() -> torch.nn.Module:
     """Paella's VQGAN."""
     from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-    return PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=16, levels=2)
+    made: torch.nn.Module = PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=16, levels=2)
+    return made
 
 
 CASCADE = {
@@ -22,12 +25,12 @@ CASCADE = {
 }  # fmt: skip
 
 
-def text() -> dict:
+def text() -> dict[str, Any]:
     """The text encoder and its tokenizer."""
     return {"text_encoder": build.clip_text(projected=True), "tokenizer": build.tokenizer()}
 
 
-def prior() -> dict:
+def prior() -> dict[str, Any]:
     """What StableCascadePriorPipeline is made of."""
     net = diffusers.models.StableCascadeUNet(
         **CASCADE, in_channels=4, out_channels=4, switch_level=(False,), clip_image_in_channels=WIDTH, clip_text_in_channels=WIDTH
@@ -38,7 +41,7 @@ def prior() -> dict:
     }  # fmt: skip
 
 
-def decoder() -> dict:
+def decoder() -> dict[str, Any]:
     """What StableCascadeDecoderPipeline is made of."""
     blocks = (
         ("SDCascadeResBlock", "SDCascadeTimestepBlock"),
@@ -54,12 +57,12 @@ def decoder() -> dict:
     }  # fmt: skip
 
 
-def _combined() -> dict:
+def _combined() -> dict[str, Any]:
     made = {**decoder(), **{f"prior_{name}": part for name, part in prior().items()}}
     return {name: part for name, part in made.items() if name != "latent_dim_scale"}
 
 
-def _wuerstchen_prior(channels: int = 2) -> dict:
+def _wuerstchen_prior(channels: int = 2) -> dict[str, Any]:
     from diffusers.pipelines.deprecated.wuerstchen import WuerstchenPrior
 
     net = WuerstchenPrior(c_in=channels, c=8, depth=2, c_cond=WIDTH, c_r=8, nhead=2)
@@ -73,7 +76,7 @@ def _wuerstchen_prior(channels: int = 2) -> dict:
     }  # fmt: skip
 
 
-def _wuerstchen() -> dict:
+def _wuerstchen() -> dict[str, Any]:
     from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt
 
     net = WuerstchenDiffNeXt(
@@ -92,12 +95,12 @@ def _wuerstchen() -> dict:
     }  # fmt: skip
 
 
-def _wuerstchen_combined() -> dict:
+def _wuerstchen_combined() -> dict[str, Any]:
     made = {**_wuerstchen(), **{f"prior_{name}": part for name, part in _wuerstchen_prior(4).items()}}
     return {name: part for name, part in made.items() if name != "latent_dim_scale"}
 
 
-def _latents() -> dict:
+def _latents() -> dict[str, Any]:
     return {"prompt": PROMPT, "image_embeddings": torch.randn(1, 4, 4, 4), "guidance_scale": 2.0}
 
 

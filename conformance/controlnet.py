@@ -1,11 +1,14 @@
 """ControlNets and adapters of Stable Diffusion and Stable Diffusion XL."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffusers
 import torch
 
 from . import build, sdxl
 from . import stable_diffusion as sd
-from .build import PROMPT
+from .build import PROMPT, Maker
 from .draw import picture
 from .table import Entry, register
 
@@ -16,10 +19,10 @@ IMAGE = {**sd.IMAGE, "control_image": HINT}
 INPAINT = {**sd.INPAINT, "control_image": HINT}
 
 
-def _controlled(parts, make, count: int = 1):
+def _controlled(parts: Maker, make: Callable[[list[torch.nn.Module]], torch.nn.Module], count: int = 1) -> Maker:
     """`parts` with a ControlNet for their UNet, or a list of some."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         given = parts()
         nets = [build.control(given["unet"], conditioning_embedding_out_channels=CONDITION).eval() for _ in range(count)]
         return {**given, "controlnet": nets[0] if count == 1 else make(nets)}
@@ -27,16 +30,17 @@ def _controlled(parts, make, count: int = 1):
     return made
 
 
-def _multi(nets) -> torch.nn.Module:
-    return diffusers.MultiControlNetModel(nets)
+def _multi(nets: list[torch.nn.Module]) -> torch.nn.Module:
+    made: torch.nn.Module = diffusers.MultiControlNetModel(nets)
+    return made
 
 
-def plain(parts, count: int = 1):
+def plain(parts: Maker, count: int = 1) -> Maker:
     """`parts` with one ControlNet, or several in a MultiControlNetModel."""
     return _controlled(parts, _multi, count)
 
 
-def _union() -> dict:
+def _union() -> dict[str, Any]:
     given = sdxl.parts()
     config = {k: given["unet"].config[k] for k in (
         "in_channels", "down_block_types", "block_out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
@@ -50,21 +54,22 @@ def _union() -> dict:
     return {**given, "controlnet": build.stirred(net)}
 
 
-def _adapter(count: int = 1, **options) -> torch.nn.Module:
-    made = [
+def _adapter(count: int = 1, **options: Any) -> torch.nn.Module:
+    made: list[torch.nn.Module] = [
         build.stirred(diffusers.T2IAdapter(**{
             "in_channels": 3, "channels": [16, 32], "num_res_blocks": 1, "downscale_factor": 2,
             "adapter_type": "full_adapter", **options,
         }))
         for _ in range(count)
     ]  # fmt: skip
-    return made[0] if count == 1 else diffusers.MultiAdapter(made)
+    several: torch.nn.Module = made[0] if count == 1 else diffusers.MultiAdapter(made)
+    return several
 
 
-def _xs(parts, make, **options):
+def _xs(parts: Callable[..., dict[str, Any]], make: Callable[..., torch.nn.Module], **options: Any) -> Maker:
     """`parts` with the small ControlNet whose blocks are woven into the UNet's."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         given = parts(unet=make(layers_per_block=2, **options))
         net = diffusers.ControlNetXSAdapter.from_unet(
             given["unet"], size_ratio=1.0, learn_time_embedding=True, conditioning_embedding_out_channels=CONDITION

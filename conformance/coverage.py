@@ -2,6 +2,7 @@
 
 import inspect
 import typing
+from typing import Any
 
 import diffusers
 import torch
@@ -33,7 +34,7 @@ def not_covered() -> dict[str, str]:
     return {name: _reason(name, made, twins) for name, made in classes.items() if name not in covered}
 
 
-def pipelines() -> dict[str, type]:
+def pipelines() -> dict[str, type[Any]]:
     """Name -> class of all pipelines that diffusers exports, those included that stand for missing packages."""
     found = {}
     for name in dir(diffusers):
@@ -50,7 +51,7 @@ def pipelines() -> dict[str, type]:
     return found
 
 
-def models(pipeline: type) -> frozenset[str]:
+def models(pipeline: type[Any]) -> frozenset[str]:
     """The model classes in the annotations of a pipeline's constructor, or in a modular one's blocks.
 
     Without what only looks at the result.
@@ -65,13 +66,13 @@ def models(pipeline: type) -> frozenset[str]:
     return frozenset(found)
 
 
-def _classes(annotation) -> set[str]:
+def _classes(annotation: Any) -> set[str]:
     if isinstance(annotation, type) and issubclass(annotation, torch.nn.Module):
         return {annotation.__name__}
     return {name for part in typing.get_args(annotation) for name in _classes(part)}
 
 
-def _reason(name: str, pipeline: type, twins: dict[frozenset, str]) -> str:
+def _reason(name: str, pipeline: type[Any], twins: dict[frozenset[str], str]) -> str:
     if name in REASONS:
         return REASONS[name]
     if missing := [b for b in getattr(pipeline, "_backends", ()) if b not in _INSTALLED]:

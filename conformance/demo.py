@@ -1,5 +1,7 @@
 """The demo model in the pipelines of Stable Diffusion."""
 
+from typing import Any
+
 import diffusers
 import torch
 
@@ -17,7 +19,7 @@ def demo() -> diffusers.StableDiffusionPipeline:
     return diffusers.StableDiffusionPipeline.from_pretrained(diffusers_oneflow.demo_model(), dtype=torch.float32)
 
 
-def _parts(pipe) -> dict:
+def _parts(pipe: diffusers.DiffusionPipeline) -> dict[str, Any]:
     return {**pipe.components, "requires_safety_checker": False}
 
 

@@ -1,11 +1,14 @@
 """Flux and the transformers like it: Chroma, Bria, Ovis."""
 
+from typing import Any
+
 import diffusers
+import torch
 import transformers
 
 from . import build
 from . import stable_diffusion as sd
-from .build import PROMPT, WIDTH
+from .build import PROMPT, WIDTH, Maker
 from .draw import picture
 from .table import LATENT, Entry, register
 
@@ -20,7 +23,7 @@ INPAINT = {**sd.INPAINT, "max_sequence_length": 16}
 CONTROL = {"control_image": picture(32, seed=2)}
 
 
-def parts(**changes) -> dict:
+def parts(**changes: Any) -> dict[str, Any]:
     """What FluxPipeline is made of."""
     return {
         "transformer": diffusers.FluxTransformer2DModel(**{**FLUX, **changes.pop("transformer", {})}),
@@ -30,34 +33,34 @@ def parts(**changes) -> dict:
     }  # fmt: skip
 
 
-def controlled(count: int = 1, **options):
+def controlled(count: int = 1, **options: Any) -> Maker:
     """The parts with one ControlNet or several."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         nets = [build.stirred(diffusers.FluxControlNetModel(**{**FLUX, **options})) for _ in range(count)]
         return parts(controlnet=nets[0] if count == 1 else diffusers.FluxMultiControlNetModel(nets))
 
     return made
 
 
-def t5_only(transformer) -> dict:
+def t5_only(transformer: torch.nn.Module) -> dict[str, Any]:
     """Parts with T5 alone, around a transformer."""
     made = {k: v for k, v in parts().items() if k not in ("transformer", "tokenizer_2", "text_encoder_2")}
     return {**made, "transformer": transformer, "tokenizer": build.words(), "text_encoder": build.t5()}
 
 
-def chroma() -> dict:
+def chroma() -> dict[str, Any]:
     """Chroma: the modulations come from one small network."""
     return t5_only(diffusers.ChromaTransformer2DModel(
         **SIZES, approximator_num_channels=8, approximator_hidden_dim=32, approximator_layers=1
     ))  # fmt: skip
 
 
-def _bria() -> dict:
+def _bria() -> dict[str, Any]:
     return t5_only(diffusers.BriaTransformer2DModel(**{**SIZES, "axes_dims_rope": [0, 4, 12]}))
 
 
-def _redux() -> dict:
+def _redux() -> dict[str, Any]:
     from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 
     config = transformers.SiglipVisionConfig(

@@ -6,15 +6,15 @@ from benchmarks import models
 from diffusers_oneflow.parity import Report
 
 from .registry import case
-from .tiny import bfloat16, component
+from .tiny import Compare, bfloat16, component
 
 
-def _unet(compare) -> Report:
+def _unet(compare: Compare) -> Report:
     module = models.sd15_unet()
     return Report([compare(module, *models.unet_inputs(module, 32), "unet")])
 
 
-def _vae(compare) -> Report:
+def _vae(compare: Compare) -> Report:
     module, generator = models.sd15_vae(), torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 256, 256, generator=generator) * 2 - 1
     latents = torch.randn(1, 4, 32, 32, generator=generator)
@@ -22,7 +22,7 @@ def _vae(compare) -> Report:
     return Report([compare(part, (given,), {}, path) for part, given, path in parts])
 
 
-def _text(compare) -> Report:
+def _text(compare: Compare) -> Report:
     ids = torch.randint(0, 49408, (2, 77), generator=torch.Generator().manual_seed(0))
     return Report([compare(models.sd15_text_encoder(), (ids,), {}, "text_encoder")])
 

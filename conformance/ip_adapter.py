@@ -1,5 +1,8 @@
 """IP-Adapters: images as prompts, with weights made here."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from . import build, controlnet, sdxl
@@ -8,15 +11,16 @@ from .draw import picture
 from .table import Entry, register
 
 
-def weights(unet, plus: bool = False, seed: int = 0) -> dict:
+def weights(unet: Any, plus: bool = False, seed: int = 0) -> dict[str, Any]:
     """The state dict of an IP-Adapter for a UNet: projections of the image, keys and values for each cross-attention."""
     generator = torch.Generator().manual_seed(seed)
     width, cross = build.WIDTH, unet.config.cross_attention_dim
 
-    def made(*shape):
+    def made(*shape: int) -> torch.Tensor:
         return 0.2 * torch.randn(shape, generator=generator)
 
-    attention, number = {}, 1
+    attention: dict[str, torch.Tensor] = {}
+    number = 1
     for name in unet.attn_processors:
         if name.endswith("attn1.processor") or "motion_modules" in name:
             continue
@@ -32,7 +36,7 @@ def weights(unet, plus: bool = False, seed: int = 0) -> dict:
     return {"image_proj": image, "ip_adapter": attention}
 
 
-def _resampler(made, width: int, cross: int) -> dict:
+def _resampler(made: Callable[..., torch.Tensor], width: int, cross: int) -> dict[str, torch.Tensor]:
     """The image projection of "plus": latents that attend to the patches; heads of 64 as diffusers expects."""
     inner = 64
     state = {
@@ -51,10 +55,10 @@ def _resampler(made, width: int, cross: int) -> dict:
     return state
 
 
-def load(count: int = 1, plus: bool = False):
+def load(count: int = 1, plus: bool = False) -> Callable[[Any], None]:
     """A function that loads `count` adapters into a pipeline."""
 
-    def prepare(pipe):
+    def prepare(pipe: Any) -> None:
         adapters = [weights(pipe.unet, plus and i == 0, i) for i in range(count)]
         pipe.load_ip_adapter(adapters, subfolder="", weight_name=[""] * count, image_encoder_folder=None)
         pipe.set_ip_adapter_scale(0.7 if count == 1 else [0.7, 0.4][:count])
@@ -66,11 +70,11 @@ def load(count: int = 1, plus: bool = False):
 IP = {"ip_adapter_image": picture(32, seed=4)}
 
 
-def _sd() -> dict:
+def _sd() -> dict[str, Any]:
     return sd.parts(**sd.image_encoder())
 
 
-def _xl() -> dict:
+def _xl() -> dict[str, Any]:
     return sdxl.parts(**sd.image_encoder())
 
 

@@ -1,11 +1,13 @@
 """Kandinsky 2.2 and 3, and unCLIP: a prior makes the embedding of an image, a decoder the image."""
 
+from typing import Any
+
 import diffusers
 import torch
 
 from . import build
 from . import stable_diffusion as sd
-from .build import PROMPT, WIDTH
+from .build import PROMPT, WIDTH, Maker
 from .draw import picture
 from .table import LATENT, Entry, register
 from .unconditional import unet2d
@@ -20,7 +22,7 @@ def movq() -> diffusers.VQModel:
     )  # fmt: skip
 
 
-def decoder(channels: int = 4, hint: bool = False) -> dict:
+def decoder(channels: int = 4, hint: bool = False) -> dict[str, Any]:
     """What KandinskyV22Pipeline is made of."""
     unet = build.unet(
         in_channels=channels, out_channels=8, addition_embed_type="image_hint" if hint else "image", encoder_hid_dim=WIDTH,
@@ -36,7 +38,7 @@ def decoder(channels: int = 4, hint: bool = False) -> dict:
     return {"unet": unet, "scheduler": scheduler, "movq": movq()}
 
 
-def prior() -> dict:
+def prior() -> dict[str, Any]:
     """What KandinskyV22PriorPipeline is made of."""
     net = diffusers.PriorTransformer(
         num_attention_heads=2, attention_head_dim=12, embedding_dim=WIDTH, num_layers=1,
@@ -52,12 +54,12 @@ def prior() -> dict:
     }  # fmt: skip
 
 
-def _combined() -> dict:
+def _combined() -> dict[str, Any]:
     return {**decoder(), **{f"prior_{name}": part for name, part in prior().items()}}
 
 
-def _embeds(**more):
-    def made() -> dict:
+def _embeds(**more: Any) -> Maker:
+    def made() -> dict[str, Any]:
         return {
             "image_embeds": torch.randn(1, WIDTH), "negative_image_embeds": torch.randn(1, WIDTH), "height": 64, "width": 64,
             **more,
@@ -66,11 +68,11 @@ def _embeds(**more):
     return made
 
 
-def _hint(**more):
+def _hint(**more: Any) -> Maker:
     return lambda: {**_embeds(**more)(), "hint": torch.rand(1, 3, 64, 64)}
 
 
-def _third() -> dict:
+def _third() -> dict[str, Any]:
     unet = diffusers.Kandinsky3UNet(
         in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3, block_out_channels=(32, 64),
         cross_attention_dim=4, encoder_hid_dim=WIDTH,
@@ -80,7 +82,7 @@ def _third() -> dict:
             "text_encoder": build.t5(), "tokenizer": build.words(128)}  # fmt: skip
 
 
-def _unclip(image: bool = False) -> dict:
+def _unclip(image: bool = False) -> dict[str, Any]:
     from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
 
     net = build.unet(

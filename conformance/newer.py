@@ -1,5 +1,7 @@
 """Other models: Amused, HiDream, Ovis."""
 
+from typing import Any
+
 import diffusers
 import transformers
 
@@ -10,7 +12,7 @@ from .draw import picture
 from .table import Entry, register
 
 
-def _amused() -> dict:
+def _amused() -> dict[str, Any]:
     transformer = diffusers.UVit2DModel(
         hidden_size=WIDTH, cond_embed_dim=WIDTH, micro_cond_encode_dim=4, micro_cond_embed_dim=20, encoder_hidden_size=WIDTH,
         vocab_size=33, codebook_size=32, in_channels=WIDTH, block_out_channels=WIDTH, num_res_blocks=1, downsample=True,
@@ -26,7 +28,7 @@ def _amused() -> dict:
     }  # fmt: skip
 
 
-def _hidream() -> dict:
+def _hidream() -> dict[str, Any]:
     transformer = diffusers.HiDreamImageTransformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
         num_attention_heads=4, caption_channels=[WIDTH, 16], text_emb_dim=2 * WIDTH, num_routed_experts=4,
@@ -45,7 +47,7 @@ def _hidream() -> dict:
     }  # fmt: skip
 
 
-def _ovis() -> dict:
+def _ovis() -> dict[str, Any]:
     transformer = diffusers.OvisImageTransformer2DModel(
         patch_size=1, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 8),

@@ -8,7 +8,9 @@ tensors there; graphs that are replayed hold the op as it is, and what the passe
 
 import functools
 import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
@@ -53,11 +55,11 @@ def run(op: str) -> Report:
     return Report([worst[path] for path in sorted(worst)])
 
 
-def _there(call, place: Place):
+def _there(call: Any, place: Place) -> Any:
     """A call with its tensors at a place; None where torch itself cannot make it there."""
     from tests.lowering import harness
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, torch.device):
             return torch.device(place.device)
         return harness.Weight(place.moved(value.tensor)) if isinstance(value, harness.Weight) else place.moved(value)
@@ -88,15 +90,15 @@ def judge(name: str, result: torch.Tensor, by_torch: torch.Tensor, exact: torch.
     if not torch.equal(result[~finite].nan_to_num(12.0), by_torch[~finite].nan_to_num(12.0)):
         return Component(path, Error(0.0, 0.0), Error(float("inf"), float("inf")))
     factor = HALF_FACTOR if by_torch.dtype == here().torch_dtype != torch.float32 else FACTOR
-    errors = [_distance(t[finite], exact[finite]) for t in (by_torch, result)]
-    return Component(path, *errors, factor, FLOORS.get(by_torch.dtype, FLOOR))
+    theirs, ours = (_distance(t[finite], exact[finite]) for t in (by_torch, result))
+    return Component(path, theirs, ours, factor, FLOORS.get(by_torch.dtype, FLOOR))
 
 
 def _distance(result: torch.Tensor, reference: torch.Tensor) -> Error:
     return error(result, reference) if result.numel() else Error(0.0, 0.0)
 
 
-def _results(op: str, calls: list):
+def _results(op: str, calls: list[Any]) -> Iterator[tuple[str, list[list[torch.Tensor]]]]:
     """``(kind of kernels, the outputs of each call)``, all calls in one graph."""
     from diffusers_oneflow import kernels
     from diffusers_oneflow.kernels import loader
@@ -116,12 +118,13 @@ def _results(op: str, calls: list):
 
 
 @torch.no_grad()
-def _by_backend(calls: list) -> list[list[torch.Tensor]]:
+def _by_backend(calls: list[Any]) -> list[list[torch.Tensor]]:
     model = Calls(calls).eval()
     pipe = judged.Alone(model)
     judged.attach(pipe)
     try:
-        return pipe.model(*model.inputs)
+        made: list[list[torch.Tensor]] = pipe.model(*model.inputs)
+        return made
     finally:
         judged.detach(pipe)
 
@@ -129,7 +132,7 @@ def _by_backend(calls: list) -> list[list[torch.Tensor]]:
 class Calls(torch.nn.Module):
     """Independent calls of ops as one model: tensors are its inputs, what graphs keep its parameters."""
 
-    def __init__(self, calls: list):
+    def __init__(self, calls: list[Any]) -> None:
         super().__init__()
         from tests.lowering import harness
 
@@ -137,7 +140,7 @@ class Calls(torch.nn.Module):
         self._calls = []
         for call in calls:
             leaves, spec = tree_flatten((call.args, call.kwargs))
-            places = []
+            places: list[tuple[str, Any]] = []
             for leaf in leaves:
                 if isinstance(leaf, harness.Weight):
                     name = f"weight{len(self._parameters)}"
@@ -150,17 +153,19 @@ class Calls(torch.nn.Module):
                     places.append(("value", leaf))
             self._calls.append((call, places, spec))
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: torch.Tensor) -> list[list[torch.Tensor]]:
         made = []
         for call, places, spec in self._calls:
-            given = {"weight": lambda name: getattr(self, name), "input": lambda i: inputs[i], "value": lambda v: v}
+            given: dict[str, Callable[[Any], Any]] = {
+                "weight": lambda name: getattr(self, name), "input": lambda i: inputs[i], "value": lambda v: v
+            }  # fmt: skip
             args, kwargs = tree_unflatten([given[kind](key) for kind, key in places], spec)
             result = call.target(*args, **kwargs)
             made.append([result] if isinstance(result, torch.Tensor) else list(result))
         return made
 
 
-def register():
+def register() -> None:
     """Make cases of all lowerings; where OneFlow is not installed their tests cannot be imported, and there are none."""
     if engine.refusal():
         return

@@ -1,15 +1,17 @@
 """Perturbed-attention and self-attention guidance."""
 
+from typing import Any
+
 from . import build, controlnet, sdxl
 from . import stable_diffusion as sd
-from .build import PROMPT
+from .build import PROMPT, Maker
 from .draw import picture
 from .table import Entry, register
 
 PAG = {"pag_scale": 3.0}
 
 
-def _hint(parts, pipeline: str, inputs: dict) -> Entry:
+def _hint(parts: Maker, pipeline: str, inputs: dict[str, Any]) -> Entry:
     return Entry(pipeline, controlnet.plain(parts), {**inputs, **PAG})
 
 

@@ -5,15 +5,17 @@ Images as they are, of a video the first frame, of latents the first channel; so
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 LARGEST = 128  # pixels a side
 _LEVELS = 255
 
 
-def of(torch: np.ndarray, ours: np.ndarray) -> dict[str, str]:
+def of(torch: NDArray[np.uint8], ours: NDArray[np.uint8]) -> dict[str, str]:
     """``torch``, ``ours`` and ``difference`` (stretched to the full range) of two uint8 arrays of one shape."""
     first, second = flat(torch), flat(ours)
     if first.ndim == 1:
@@ -23,23 +25,24 @@ def of(torch: np.ndarray, ours: np.ndarray) -> dict[str, str]:
     return {"torch": image(first), "ours": image(second), "difference": image(off)}
 
 
-def flat(drawn: np.ndarray) -> np.ndarray:
+def flat(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The first image, (h, w) or (h, w, 3), or the first signal, (n,), in what a pipeline drew.
 
     Images end in their 1, 3 or 4 channels; other arrays of four dimensions are latents (n, c, h, w), of five videos of
     them, and all others signals with the samples last.
     """
     if drawn.ndim >= 3 and drawn.shape[-1] in (1, 3, 4) and min(drawn.shape[-3:-1]) > 4:
-        shown = drawn.reshape(-1, *drawn.shape[-3:])[0]
+        shown: NDArray[np.uint8] = drawn.reshape(-1, *drawn.shape[-3:])[0]
         return shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3]
     if drawn.ndim >= 4:
         if drawn.shape[-1] == 6 and drawn.ndim == 4:  # colours and depth
             return drawn[0, ..., :3]
-        return drawn.reshape(-1, *drawn.shape[-2:])[0]
+        shown = drawn.reshape(-1, *drawn.shape[-2:])[0]
+        return shown
     return drawn.reshape(-1, drawn.shape[-1])[0] if drawn.ndim else drawn.reshape(1)
 
 
-def image(pixels: np.ndarray) -> str:
+def image(pixels: NDArray[np.uint8]) -> str:
     """uint8 (h, w) or (h, w, 3) as a data URI, at most `LARGEST` a side."""
     made = Image.fromarray(np.ascontiguousarray(pixels))
     made.thumbnail((LARGEST, LARGEST))
@@ -48,7 +51,7 @@ def image(pixels: np.ndarray) -> str:
     return _uri(file)
 
 
-def curve(samples: np.ndarray, limits: tuple[float, float] | None = (0, _LEVELS)) -> str:
+def curve(samples: NDArray[Any], limits: tuple[float, float] | None = (0, _LEVELS)) -> str:
     """A signal over its samples as a data URI."""
     from matplotlib.figure import Figure
 

@@ -1,5 +1,10 @@
 """Other transformers that draw images: PixArt, Sana, Lumina, AuraFlow, HunyuanDiT, CogView, Qwen-Image, PRX, Z-Image, DiT."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import diffusers
 import torch
 import transformers
@@ -16,7 +21,7 @@ LARGE = {**TEXT, "height": 64, "width": 64}  # for pipelines that take a factor 
 SHORT = {**PLAIN, "max_sequence_length": 16}
 
 
-def parts(transformer, **changes) -> dict:
+def parts(transformer: torch.nn.Module, **changes: Any) -> dict[str, Any]:
     """A transformer with T5 and the plain VAE."""
     return {
         "transformer": build.stirred(transformer), "vae": build.vae(shift_factor=0.06), "text_encoder": build.t5(),
@@ -34,7 +39,7 @@ def gemma() -> transformers.Gemma2Model:
     ))  # fmt: skip
 
 
-def pixart(**changes) -> dict:
+def pixart(**changes: Any) -> dict[str, Any]:
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, caption_channels=WIDTH,
         in_channels=4, cross_attention_dim=32, out_channels=8, use_additional_conditions=False,
@@ -60,8 +65,10 @@ def dc() -> diffusers.AutoencoderDC:
     )  # fmt: skip
 
 
-def sana(scheduler=None, options=(), **changes) -> dict:
-    transformer = diffusers.SanaTransformer2DModel(**{**SANA, **dict(options)})
+def sana(
+    scheduler: diffusers.SchedulerMixin | None = None, options: Mapping[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
+    transformer = diffusers.SanaTransformer2DModel(**{**SANA, **(options or {})})
     chosen = {
         "vae": dc(),
         "text_encoder": gemma(),
@@ -71,18 +78,18 @@ def sana(scheduler=None, options=(), **changes) -> dict:
     return parts(transformer, **chosen, **changes)
 
 
-def sprint() -> dict:
+def sprint() -> dict[str, Any]:
     return sana(diffusers.SCMScheduler(), {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"})
 
 
-def _sana_controlled() -> dict:
+def _sana_controlled() -> dict[str, Any]:
     return sana(controlnet=build.stirred(diffusers.SanaControlNetModel(**{**SANA, "num_layers": 1})))
 
 
 SANA_TEXT = {**TEXT, "complex_human_instruction": None}
 
 
-def _lumina() -> dict:
+def _lumina() -> dict[str, Any]:
     transformer = diffusers.LuminaNextDiT2DModel(
         sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=2, num_kv_heads=1,
         multiple_of=16, norm_eps=1e-5, qk_norm=True, cross_attention_dim=WIDTH, scaling_factor=1.0,
@@ -90,7 +97,7 @@ def _lumina() -> dict:
     return parts(transformer, text_encoder=gemma(), tokenizer=build.words(256))
 
 
-def _lumina2() -> dict:
+def _lumina2() -> dict[str, Any]:
     transformer = diffusers.Lumina2Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=1,
         num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 6, 6), axes_lens=(128, 32, 32),
@@ -99,7 +106,7 @@ def _lumina2() -> dict:
     return parts(transformer, text_encoder=gemma(), tokenizer=build.words(256))
 
 
-def _aura() -> dict:
+def _aura() -> dict[str, Any]:
     transformer = diffusers.AuraFlowTransformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
         num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=32, out_channels=4, pos_embed_max_size=256,
@@ -114,7 +121,7 @@ HUNYUAN = {
 }  # fmt: skip
 
 
-def hunyuan(**changes) -> dict:
+def hunyuan(**changes: Any) -> dict[str, Any]:
     """HunyuanDiT: a BERT and T5, skips between its blocks."""
     bert = transformers.BertConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -129,7 +136,7 @@ def hunyuan(**changes) -> dict:
     )  # fmt: skip
 
 
-def _hunyuan_controlled() -> dict:
+def _hunyuan_controlled() -> dict[str, Any]:
     net = diffusers.HunyuanDiT2DControlNetModel(**{**HUNYUAN, "transformer_num_layers": 4})
     return hunyuan(controlnet=build.stirred(net))
 
@@ -140,12 +147,12 @@ COGVIEW = {
 }  # fmt: skip
 
 
-def _cogview3() -> dict:
+def _cogview3() -> dict[str, Any]:
     scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
     return parts(diffusers.CogView3PlusTransformer2DModel(**COGVIEW), scheduler=scheduler)
 
 
-def _cogview4(channels: int = 4) -> dict:
+def _cogview4(channels: int = 4) -> dict[str, Any]:
     transformer = diffusers.CogView4Transformer2DModel(**{**COGVIEW, "in_channels": channels, "rope_axes_dim": (8, 8)})
     glm = transformers.GlmConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -154,20 +161,20 @@ def _cogview4(channels: int = 4) -> dict:
     return parts(transformer, text_encoder=transformers.GlmModel(glm), tokenizer=build.words(256, padding_side="left"))
 
 
-def _prx() -> dict:
+def _prx() -> dict[str, Any]:
     transformer = diffusers.PRXTransformer2DModel(
         patch_size=2, in_channels=4, context_in_dim=WIDTH, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, axes_dim=(8, 8)
     )
     return parts(transformer, text_encoder=gemma(), tokenizer=build.words(16))
 
 
-def _prx_inputs() -> dict:
+def _prx_inputs() -> dict[str, Any]:
     embeds = {f"{sign}prompt_embeds": torch.randn(1, 16, WIDTH) for sign in ("", "negative_")}
     masks = {f"{sign}prompt_attention_mask": torch.arange(16)[None] < 9 for sign in ("", "negative_")}
     return {"height": 32, "width": 32, "use_resolution_binning": False, **embeds, **masks}
 
 
-def z_image(**options) -> dict:
+def z_image(**options: Any) -> dict[str, Any]:
     """Z-Image: text and image tokens in one stream; Qwen 3 reads the prompt."""
     transformer = diffusers.ZImageTransformer2DModel(**{
         "in_channels": 16, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
@@ -183,7 +190,7 @@ def z_image(**options) -> dict:
     )
 
 
-def _dit() -> dict:
+def _dit() -> dict[str, Any]:
     transformer = diffusers.DiTTransformer2DModel(
         sample_size=16, num_layers=2, patch_size=4, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
         attention_bias=True, activation_fn="gelu-approximate", num_embeds_ada_norm=1000,

@@ -127,7 +127,9 @@ class Place:
             pipe.to(self.device)
         return pipe
 
-    def component(self, module: torch.nn.Module, args: tuple, kwargs: dict, path: str = "") -> parity.Component:
+    def component(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = ""
+    ) -> parity.Component:
         """`parity.component` of a module and its call, both moved here.
 
         Args:
@@ -135,7 +137,8 @@ class Place:
         """
         floats = {t.dtype for t in module.parameters() if t.is_floating_point()}
         module = module.to(self.device, self.torch_dtype if floats == {torch.float32} else None)
-        return parity.component(module, *self.moved((args, kwargs)), path)
+        args, kwargs = self.moved((args, kwargs))
+        return parity.component(module, args, kwargs, path)
 
 
 _USUAL = Place()
@@ -161,7 +164,7 @@ def running(place: Place, backend: str) -> Iterator[None]:
     """
     token = _HERE.set(place)
     # float32 means float32: by default torch lets cuDNN's convolutions round to 10 bits.
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     allowed, exact = [switch.allow_tf32 for switch in switches], torch.backends.cudnn.deterministic
     for switch in switches:
         switch.allow_tf32 = False
@@ -169,18 +172,18 @@ def running(place: Place, backend: str) -> Iterator[None]:
     torch.backends.cudnn.deterministic = True
     compile = dispatch.Dispatcher._compile
     if place.replay:
-        dispatch.Dispatcher._compile = dispatch.Dispatcher._compile_elsewhere
+        dispatch.Dispatcher._compile = dispatch.Dispatcher._compile_elsewhere  # type: ignore[method-assign]  # put back below
     try:
         with judged.judging(backend, place.config()):
             yield
     finally:
-        dispatch.Dispatcher._compile = compile
+        dispatch.Dispatcher._compile = compile  # type: ignore[method-assign]  # as it was
         for switch, before in zip(switches, allowed):
             switch.allow_tf32 = before
         torch.backends.cudnn.deterministic = exact
         _HERE.reset(token)
 
 
-def noise() -> contextlib.AbstractContextManager:
+def noise() -> contextlib.AbstractContextManager[object]:
     """A context in which pipelines draw the noise that they draw on the CPU in float32."""
     return contextlib.nullcontext() if here().is_usual else SameNoise()

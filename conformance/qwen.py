@@ -1,5 +1,8 @@
 """Qwen-Image, and Flux 2 as small: a language model reads the prompt."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffusers
 import torch
 import transformers
@@ -36,10 +39,11 @@ def qwen_vl() -> torch.nn.Module:
         vision_config={"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH},
         vision_start_token_id=4, vision_end_token_id=5, vision_token_id=6, image_token_id=7, video_token_id=8,
     )  # fmt: skip
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+    made: torch.nn.Module = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return made
 
 
-def qwen3(cls=transformers.Qwen3Model) -> torch.nn.Module:
+def qwen3(cls: Callable[..., torch.nn.Module] = transformers.Qwen3Model) -> torch.nn.Module:
     """Qwen 3, for `build.words`."""
     return cls(transformers.Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -47,7 +51,7 @@ def qwen3(cls=transformers.Qwen3Model) -> torch.nn.Module:
     ))  # fmt: skip
 
 
-def parts(**changes) -> dict:
+def parts(**changes: Any) -> dict[str, Any]:
     """What QwenImagePipeline is made of."""
     return {
         "transformer": build.stirred(diffusers.QwenImageTransformer2DModel(**SIZES)), "vae": qwen(), "text_encoder": qwen_vl(),
@@ -55,12 +59,12 @@ def parts(**changes) -> dict:
     }  # fmt: skip
 
 
-def _controlled() -> dict:
+def _controlled() -> dict[str, Any]:
     net = diffusers.QwenImageControlNetModel(**{**SIZES, "num_layers": 1})
     return parts(controlnet=build.stirred(net))
 
 
-def _klein() -> dict:
+def _klein() -> dict[str, Any]:
     transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=WIDTH, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,

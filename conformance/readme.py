@@ -5,6 +5,7 @@ A test compares what is committed with what this makes.
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import diffusers
 
@@ -17,24 +18,24 @@ START, END = "<!-- pipelines: made by python -m conformance.readme -->", "<!-- e
 _WIDTH = 130
 
 
-def main():
+def main() -> None:
     """Write both files."""
     rows = pipelines(baseline.read(baseline.PATH))
     PAGE.write_text(page(rows))
     README.write_text(with_summary(README.read_text(), summary(rows, "docs/pipelines.md")))
 
 
-def pipelines(rows: dict[str, dict]) -> dict[str, dict[str, dict]]:
+def pipelines(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Pipeline class of diffusers -> its cases and their rows of the baseline, sorted by name."""
     exported = coverage.pipelines()
-    found: dict[str, dict[str, dict]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in sorted(rows):
         if name in CASES and CASES[name].pipeline in exported:
             found.setdefault(CASES[name].pipeline, {})[name] = rows[name]
     return dict(sorted(found.items()))
 
 
-def summary(found: dict[str, dict[str, dict]], link: str = "") -> str:
+def summary(found: dict[str, dict[str, dict[str, Any]]], link: str = "") -> str:
     """A paragraph of what runs how.
 
     Args:
@@ -70,7 +71,7 @@ def with_summary(text: str, paragraph: str) -> str:
     return f"{before}{START}\n{paragraph}\n{END}{after}"
 
 
-def page(found: dict[str, dict[str, dict]]) -> str:
+def page(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The page of all pipelines."""
     reasons: dict[str, int] = {}
     table = [_line(name, rows, reasons) for name, rows in found.items()]
@@ -89,7 +90,7 @@ def page(found: dict[str, dict[str, dict]]) -> str:
     ])  # fmt: skip
 
 
-def _line(name: str, rows: dict[str, dict], reasons: dict[str, int]) -> str:
+def _line(name: str, rows: dict[str, dict[str, Any]], reasons: dict[str, int]) -> str:
     variants = [case.removeprefix(name).lstrip("-") or "plain" for case in rows]
     wrong = [variant for variant, row in zip(variants, rows.values()) if not row["passed"]]
     levels = [row["levels"] for row in rows.values() if row["levels"] is not None]

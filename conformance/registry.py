@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from diffusers_oneflow.parity import Report
 
 # From single ops to whole pipelines, in the order in which they run.
 LEVELS = ("ops", "models", "pipelines")
+Comparison = Callable[[], Report]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Case:
 
     name: str
     about: str
-    run: Callable[[], Report]
+    run: Comparison
     full: bool = False
     level: str = "pipelines"
     pipeline: str = ""
@@ -30,7 +32,7 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def add(case: Case):
+def add(case: Case) -> None:
     """Put a case into the table.
 
     Raises:
@@ -41,11 +43,12 @@ def add(case: Case):
     CASES[case.name] = case
 
 
-def case(name: str, full: bool = False, level: str = "pipelines"):
+def case(name: str, full: bool = False, level: str = "pipelines") -> Callable[[Comparison], Comparison]:
     """Register a function () -> Report; its docstring says what it is about."""
 
-    def register(function: Callable[[], Report]) -> Callable[[], Report]:
-        add(Case(name, function.__doc__.strip().splitlines()[0], function, full, level))
+    def register(function: Comparison) -> Comparison:
+        about = cast(str, function.__doc__)
+        add(Case(name, about.strip().splitlines()[0], function, full, level))
         return function
 
     return register

@@ -4,6 +4,7 @@ import collections
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import diffusers
@@ -47,13 +48,13 @@ class Run:
 
     backend: str
     results: list[Result]
-    rows: dict[str, dict] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     vanished: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     not_covered: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.all_results = self.results
         self.results = [r for r in self.all_results if not r.not_applicable]
         self.not_applicable = {r.name: r.not_applicable for r in self.all_results if r.not_applicable}
@@ -97,7 +98,7 @@ class Run:
         said["not covered"] = f"{len(self.not_covered)} pipeline classes of diffusers {diffusers.__version__}"
         return said
 
-    def print(self, console: Console):
+    def print(self, console: Console) -> None:
         """Say how it went."""
         console.rule()
         passed = sum(r.passed for r in self.results)
@@ -112,7 +113,7 @@ class Run:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def write_json(run: Run, path: Path):
+def write_json(run: Run, path: Path) -> None:
     """All numbers and pictures; ``--from`` reads them back."""
     about = {
         "backend": run.backend, "environment": run.environment, "failed": run.failed, "known": sorted(run.known),
@@ -121,12 +122,12 @@ def write_json(run: Run, path: Path):
     results.write(path, run.all_results, about)
 
 
-def write_junit(run: Run, path: Path):
+def write_junit(run: Run, path: Path) -> None:
     """One test a case; what is known to fail, and what is not covered, counts as skipped."""
     suite = ElementTree.Element("testsuite", name=f"conformance of {run.title}")
-    tally = collections.Counter()
+    tally: collections.Counter[str] = collections.Counter()
 
-    def test(name: str, level: str, seconds: float, kind: str = "", message: str = ""):
+    def test(name: str, level: str, seconds: float, kind: str = "", message: str = "") -> None:
         tally[kind] += 1
         made = ElementTree.SubElement(suite, "testcase", name=name, classname=f"conformance.{level}", time=f"{seconds:.2f}")
         if kind:
@@ -164,12 +165,12 @@ def _render(template: str, run: Run) -> str:
     return made.get_template(template).render(run=run, levels=LEVELS, rules=rules, no_reason=coverage.NO_REASON)
 
 
-def write_html(run: Run, path: Path):
+def write_html(run: Run, path: Path) -> None:
     """A page that needs no other file."""
     path.write_text(_render("report.html.j2", run))
 
 
-def write_markdown(run: Run, path: Path):
+def write_markdown(run: Run, path: Path) -> None:
     """One line a case, without pictures."""
     path.write_text(_render("report.md.j2", run))
 

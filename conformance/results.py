@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from diffusers_oneflow.parity import Report
 
@@ -32,7 +33,7 @@ class Result:
     level: str = "pipelines"
     pipeline: str = ""
     failures: list[str] = field(default_factory=list)
-    components: list[dict] = field(default_factory=list)
+    components: list[dict[str, Any]] = field(default_factory=list)
     levels: int | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
     not_applicable: str = ""
@@ -50,17 +51,17 @@ class Result:
         return not any(path.split(".")[0] in MAIN for path in self.fallbacks)
 
     @property
-    def worst(self) -> dict | None:
+    def worst(self) -> dict[str, Any] | None:
         """The component whose largest error takes the most of what is allowed."""
         return max(self.components, key=_share, default=None)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON; `Result(**...)` without ``passed`` reads it back."""
         return {**asdict(self), "passed": self.passed}
 
 
-def _share(c: dict) -> float:
-    pairs = [(c["torch"][m], c["ours"][m]) for m in ("rms", "maximum")]
+def _share(c: dict[str, Any]) -> float:
+    pairs: list[tuple[float, float]] = [(c["torch"][m], c["ours"][m]) for m in ("rms", "maximum")]
     return max(ours / (max(c["factor"] * theirs, c["floor"]) or 1e-300) for theirs, ours in pairs)
 
 
@@ -84,12 +85,12 @@ def of_error(case: Case, message: str, seconds: float) -> Result:
     return Result(case.name, case.about, case.level, case.pipeline, [message], seconds=seconds)
 
 
-def write(path: Path, results: list[Result], about: dict):
+def write(path: Path, results: list[Result], about: dict[str, Any]) -> None:
     """Write a run as JSON: what `about` says of it, and its results by name."""
     path.write_text(json.dumps({**about, "results": {r.name: r.as_dict() for r in results}}, indent=1) + "\n")
 
 
-def read(path: Path) -> tuple[list[Result], dict]:
+def read(path: Path) -> tuple[list[Result], dict[str, Any]]:
     """What `write` wrote.
 
     Raises:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import IO, cast
 
 from rich.console import Console
 
@@ -43,7 +44,9 @@ def run(case: Case, console: Console) -> Result:
     return result
 
 
-def run_all(cases: Iterable[Case], console: Console, isolated: bool, done: Callable[[Result], None] = lambda r: None) -> list:
+def run_all(
+    cases: Iterable[Case], console: Console, isolated: bool, done: Callable[[Result], None] = lambda r: None
+) -> list[Result]:
     """The results of `cases`, in order.
 
     Args:
@@ -51,12 +54,14 @@ def run_all(cases: Iterable[Case], console: Console, isolated: bool, done: Calla
         done: is told each result at once.
     """
     results = []
-    worker = None
+    worker: Worker | None = None
     for case in cases:
         if isolated:
             worker = worker or Worker()
             result = worker.run(case)
-            worker = worker if worker.fit else worker.stop()
+            if not worker.fit:
+                worker.stop()
+                worker = None
         else:
             result = run(case, console)
         results.append(result)
@@ -69,19 +74,20 @@ def run_all(cases: Iterable[Case], console: Console, isolated: bool, done: Calla
 class Worker:
     """A process that runs one case after the other; what it prints goes to this one's stdout."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         mine, theirs = os.pipe()
         command = [sys.executable, "-m", f"{__package__}.runner", str(theirs), judged.name(), *place.here().arguments()]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
         os.close(theirs)
+        self._names = cast(IO[str], self._process.stdin)  # it is a pipe
         self._answers = os.fdopen(mine)
         self.fit = True
 
     def run(self, case: Case) -> Result:
         """The result of a case; that it failed, if it ended the process."""
         try:
-            self._process.stdin.write(case.name + "\n")
-            self._process.stdin.flush()
+            self._names.write(case.name + "\n")
+            self._names.flush()
         except BrokenPipeError:
             pass  # the empty answer says it
         answer = self._answers.readline()
@@ -94,12 +100,12 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._names.close()
         self._process.wait()
         self._answers.close()
 
 
-def serve(answers, backend: str, where: place.Place):
+def serve(answers: IO[str], backend: str, where: place.Place) -> None:
     """What a worker does: names of cases come in on stdin, results go out as lines of JSON."""
     import psutil
 

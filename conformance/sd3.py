@@ -1,10 +1,12 @@
 """Stable Diffusion 3: two CLIPs, T5, and the joint transformer."""
 
+from typing import Any
+
 import diffusers
 
 from . import build
 from . import stable_diffusion as sd
-from .build import WIDTH
+from .build import WIDTH, Maker
 from .draw import picture
 from .table import Entry, register
 
@@ -19,7 +21,7 @@ IMAGE = {**sd.IMAGE, "height": 32, "width": 32, "max_sequence_length": 16}
 INPAINT = {**sd.INPAINT, "max_sequence_length": 16}
 
 
-def parts(**changes) -> dict:
+def parts(**changes: Any) -> dict[str, Any]:
     """What StableDiffusion3Pipeline is made of."""
     channels = changes.pop("channels", 8)
     sizes = {**SIZES, "in_channels": channels, "out_channels": channels, **changes.pop("transformer", {})}
@@ -32,10 +34,10 @@ def parts(**changes) -> dict:
     }  # fmt: skip
 
 
-def controlled(count: int = 1, **options):
+def controlled(count: int = 1, **options: Any) -> Maker:
     """The parts with one ControlNet or several."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         nets = [build.stirred(diffusers.SD3ControlNetModel(**{**SIZES, "num_layers": 1, **options})) for _ in range(count)]
         return parts(controlnet=nets[0] if count == 1 else diffusers.SD3MultiControlNetModel(nets))
 

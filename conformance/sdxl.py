@@ -1,5 +1,7 @@
 """Stable Diffusion XL and Kolors."""
 
+from typing import Any
+
 import diffusers
 import torch
 
@@ -9,7 +11,7 @@ from .stable_diffusion import IMAGE, INPAINT, TEXT, image_encoder
 from .table import Entry, register
 
 
-def parts(**changes) -> dict:
+def parts(**changes: Any) -> dict[str, Any]:
     """What StableDiffusionXLPipeline is made of."""
     made = {
         "unet": None, "vae": None, "text_encoder": build.clip_text(), "text_encoder_2": build.clip_text(projected=True),
@@ -21,13 +23,13 @@ def parts(**changes) -> dict:
     return made
 
 
-def refiner(**changes) -> dict:
+def refiner(**changes: Any) -> dict[str, Any]:
     """The refiner: the second text encoder alone, an aesthetic score."""
     unet = build.xl_unet(cross_attention_dim=build.WIDTH, projection_class_embeddings_input_dim=5 * 8 + build.WIDTH)
     return parts(unet=unet, requires_aesthetics_score=True, text_encoder=None, tokenizer=None, **changes)
 
 
-def kolors(**changes) -> dict:
+def kolors(**changes: Any) -> dict[str, Any]:
     """Kolors: the text encoder is ChatGLM, which diffusers brings along."""
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 

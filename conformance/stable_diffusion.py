@@ -1,5 +1,7 @@
 """Stable Diffusion 1 and 2, and what is made of its parts."""
 
+from typing import Any
+
 import diffusers
 import torch
 import transformers
@@ -15,7 +17,7 @@ MASK = picture(32, seed=1).convert("L").point(lambda v: 255 * (v > 128))
 INPAINT = {**TEXT, "image": picture(32), "mask_image": MASK, "strength": 1.0}
 
 
-def parts(**changes) -> dict:
+def parts(**changes: Any) -> dict[str, Any]:
     """What StableDiffusionPipeline is made of."""
     made = {
         "unet": None, "vae": None, "text_encoder": build.clip_text, "tokenizer": build.tokenizer(),
@@ -27,7 +29,7 @@ def parts(**changes) -> dict:
     return {name: part() if part is build.clip_text else part for name, part in made.items()}
 
 
-def without(*names: str, **changes) -> dict:
+def without(*names: str, **changes: Any) -> dict[str, Any]:
     """The same without some of them."""
     return {name: part for name, part in parts(**changes).items() if name not in names}
 
@@ -35,12 +37,12 @@ def without(*names: str, **changes) -> dict:
 SAFETY = ("safety_checker", "requires_safety_checker")
 
 
-def image_encoder() -> dict:
+def image_encoder() -> dict[str, Any]:
     """CLIP's image encoder and what prepares images for it."""
     return {"image_encoder": build.clip_vision(), "feature_extractor": build.clip_images()}
 
 
-def _depth() -> dict:
+def _depth() -> dict[str, Any]:
     config = transformers.DPTConfig(
         hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37, image_size=32, patch_size=16,
         is_hybrid=False, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 16, 32, 32], fusion_hidden_size=16,
@@ -53,7 +55,7 @@ def _depth() -> dict:
     }
 
 
-def _latent_upscale() -> dict:
+def _latent_upscale() -> dict[str, Any]:
     unet = diffusers.UNet2DConditionModel(
         sample_size=16, in_channels=8, out_channels=5, block_out_channels=(32, 32, 64, 64), layers_per_block=1,
         norm_num_groups=None, cross_attention_dim=WIDTH, attention_head_dim=8, act_fn="gelu", time_cond_proj_dim=160,
@@ -67,18 +69,18 @@ def _latent_upscale() -> dict:
     return without(*SAFETY, "feature_extractor", unet=unet, scheduler=scheduler)
 
 
-def _upscale() -> dict:
+def _upscale() -> dict[str, Any]:
     return {
         **without("requires_safety_checker", unet=build.unet(in_channels=7, num_class_embeds=400)),
         "low_res_scheduler": diffusers.DDPMScheduler(),
     }
 
 
-def _lcm(**changes) -> dict:
+def _lcm(**changes: Any) -> dict[str, Any]:
     return parts(unet=build.unet(time_cond_proj_dim=32), scheduler=diffusers.LCMScheduler(), **changes)
 
 
-def _unclip_noise() -> dict:
+def _unclip_noise() -> dict[str, Any]:
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
     return {
@@ -88,7 +90,7 @@ def _unclip_noise() -> dict:
     }
 
 
-def _unclip() -> dict:
+def _unclip() -> dict[str, Any]:
     prior = diffusers.PriorTransformer(
         num_attention_heads=2, attention_head_dim=12, embedding_dim=WIDTH, num_layers=1,
         num_embeddings=build.tokenizer().model_max_length,
@@ -102,7 +104,7 @@ def _unclip() -> dict:
     }  # fmt: skip
 
 
-def _adapters(pipe):
+def _adapters(pipe: Any) -> None:
     from peft import LoraConfig
 
     for name in ("first", "second"):
@@ -110,11 +112,11 @@ def _adapters(pipe):
     pipe.unet.set_adapter("first")
 
 
-def _other_adapter(pipe):
+def _other_adapter(pipe: Any) -> None:
     pipe.unet.set_adapter("second")
 
 
-def _other_weights(pipe):
+def _other_weights(pipe: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, parameter in pipe.unet.named_parameters():
         if "lora_" in name:

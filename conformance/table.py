@@ -4,15 +4,18 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diffusers_oneflow import parity
 from diffusers_oneflow.backend import models
 
 from . import place
+from .build import Maker
 from .registry import Case, add
 
 STEPS = 2
@@ -39,12 +42,12 @@ class Entry:
     """
 
     pipeline: str
-    parts: Callable[[], dict]
-    inputs: Mapping | Callable[[], dict] = field(default_factory=dict)
+    parts: Maker
+    inputs: Mapping[str, Any] | Maker = field(default_factory=dict)
     about: str = ""
     variant: str = ""
-    prepare: Callable[[object], None] | None = None
-    change: Callable[[object], None] | None = None
+    prepare: Callable[[Any], None] | None = None
+    change: Callable[[Any], None] | None = None
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     fallbacks_in: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
@@ -56,7 +59,7 @@ class Entry:
         """Name of the case."""
         return f"{self.pipeline}-{self.variant}" if self.variant else self.pipeline
 
-    def make(self):
+    def make(self) -> diffusers.DiffusionPipeline:
         """The pipeline, on torch, where cases run."""
         torch.manual_seed(0)
         parts = self.parts()
@@ -91,7 +94,7 @@ class Entry:
             raise ValueError(f"not called: {', '.join(sorted(silent))}")
         return report
 
-    def draw(self, pipe) -> np.ndarray:
+    def draw(self, pipe: diffusers.DiffusionPipeline) -> NDArray[np.uint8]:
         """Run `pipe` from the same noise as ever: uint8, images (n, h, w, 3) or of the result's own shape."""
         torch.manual_seed(0)
         np.random.seed(0)
@@ -105,21 +108,21 @@ class Entry:
         return levels(made, self.values)
 
 
-def levels(made, values: tuple[float, float]) -> np.ndarray:
+def levels(made: Any, values: tuple[float, float]) -> NDArray[np.uint8]:
     """Images, frames, waves or latents as uint8; what lies outside of `values` is clipped."""
     if isinstance(made, (list, tuple)):
         return np.stack([levels(m, values) for m in made])
-    made = made.detach().float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
-    if made.dtype == np.uint8:
-        return made
-    if not np.isfinite(made).all():
+    drawn: NDArray[Any] = made.detach().float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
+    if drawn.dtype == np.uint8:
+        return drawn
+    if not np.isfinite(drawn).all():
         # As torch's own failures, where it is torch that draws.
         raise RuntimeError("the pipeline's result is not finite")
     low, high = values
-    return (np.clip((made - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
+    return (np.clip((drawn - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
 
 
-def register(entries: list[Entry]):
+def register(entries: list[Entry]) -> None:
     """Make cases of entries."""
     for entry in entries:
         add(Case(entry.name, entry.about or entry.pipeline, entry.run, pipeline=entry.pipeline))

@@ -1,7 +1,9 @@
 """Components alone: the small models of the lowerings' tests, and the T5 encoder of the pipelines."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from .registry import Case, add, case
 
 # Those that are judged in bfloat16 as well: of each kind of layer one.
 HALF = ("unet", "vae_decoder", "clip_text", "t5", "sd3", "flux")
+Compare = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], str], Component]
 
 
 def _more_texts(t: torch.Tensor) -> torch.Tensor:
@@ -22,12 +25,12 @@ def _more_texts(t: torch.Tensor) -> torch.Tensor:
     return more if t.dtype == torch.bool else more.flatten()[torch.randperm(more.numel())].view_as(more)
 
 
-def component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
+def component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Component:
     """Compare a module and its inputs where cases run, in the dtype of that place."""
     return _component(module, args, kwargs, path, here())
 
 
-def bfloat16(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> Component:
+def bfloat16(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Component:
     """The same in bfloat16.
 
     Raises:
@@ -38,7 +41,7 @@ def bfloat16(module: torch.nn.Module, args: tuple, kwargs: dict, path: str) -> C
     return _component(module, args, kwargs, path, replace(here(), dtype="bfloat16"))
 
 
-def _component(module: torch.nn.Module, args: tuple, kwargs: dict, path: str, place: Place) -> Component:
+def _component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, place: Place) -> Component:
     flat = signature.flatten((args, kwargs))
     if place.dtype != "float32" and not any(t.is_floating_point() for t in flat.tensors):
         args, kwargs = signature.rebuild(flat.spec, [_more_texts(t) for t in flat.tensors])
@@ -53,7 +56,7 @@ def t5() -> Report:
     return Report([component(build.t5().eval(), (ids,), {}, "t5")])
 
 
-def alone(kind: str, compare=component) -> Report:
+def alone(kind: str, compare: Compare = component) -> Report:
     """One of the models in tests/lowering/test_models.py, in one call."""
     from tests.lowering.test_models import KINDS, filled
 
@@ -62,7 +65,7 @@ def alone(kind: str, compare=component) -> Report:
     return Report([compare(filled(model.eval()), args, kwargs, kind)])
 
 
-def register():
+def register() -> None:
     """Make cases of these models; where OneFlow is not installed their tests cannot be imported, and there are none."""
     if engine.refusal():
         return

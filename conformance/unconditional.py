@@ -1,15 +1,19 @@
 """Images without a prompt, and pixels without a VAE: DDPM, DDIM, consistency models, latent diffusion, DeepFloyd IF."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import diffusers
 
 from . import build
 from . import stable_diffusion as sd
-from .build import PROMPT, WIDTH
+from .build import PROMPT, WIDTH, Maker
 from .draw import picture
 from .table import Entry, register
 
 
-def unet2d(**options) -> diffusers.UNet2DModel:
+def unet2d(**options: Any) -> diffusers.UNet2DModel:
     """The UNet without text, at images of 16x16."""
     return diffusers.UNet2DModel(**{
         "sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4,
@@ -18,7 +22,7 @@ def unet2d(**options) -> diffusers.UNet2DModel:
     })  # fmt: skip
 
 
-def vq(**options) -> diffusers.VQModel:
+def vq(**options: Any) -> diffusers.VQModel:
     """A VAE with a code book that halves each side."""
     return diffusers.VQModel(**{
         "block_out_channels": (16, 32), "norm_num_groups": 4, "latent_channels": 3, "num_vq_embeddings": 32,
@@ -26,11 +30,11 @@ def vq(**options) -> diffusers.VQModel:
     })  # fmt: skip
 
 
-def _plain(scheduler, **options):
+def _plain(scheduler: diffusers.SchedulerMixin, **options: Any) -> Maker:
     return lambda: {"unet": unet2d(**options), "scheduler": scheduler}
 
 
-def _consistency() -> dict:
+def _consistency() -> dict[str, Any]:
     unet = unet2d(
         resnet_time_scale_shift="scale_shift", num_class_embeds=10, downsample_type="resnet", upsample_type="resnet",
         down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
@@ -39,7 +43,7 @@ def _consistency() -> dict:
     return {"unet": unet, "scheduler": diffusers.CMStochasticIterativeScheduler()}
 
 
-def _ldm() -> dict:
+def _ldm() -> dict[str, Any]:
     bert = diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion.LDMBertModel
     config = diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion.LDMBertConfig(
         vocab_size=build.VOCABULARY, max_position_embeddings=77, encoder_layers=1, encoder_ffn_dim=32, encoder_attention_heads=2,
@@ -51,7 +55,7 @@ def _ldm() -> dict:
     }  # fmt: skip
 
 
-def _if_unet(channels: int = 3, **options):
+def _if_unet(channels: int = 3, **options: Any) -> diffusers.UNet2DConditionModel:
     return build.unet(
         in_channels=channels, out_channels=6, sample_size=16, act_fn="gelu", addition_embed_type="text",
         addition_embed_type_num_heads=2, cross_attention_norm="group_norm", encoder_hid_dim=WIDTH,
@@ -63,7 +67,7 @@ def _if_unet(channels: int = 3, **options):
     )  # fmt: skip
 
 
-def deepfloyd(upscales: bool = False) -> dict:
+def deepfloyd(upscales: bool = False) -> dict[str, Any]:
     """DeepFloyd IF: T5, and a UNet on pixels that also predicts the variance."""
     scheduler = dict(variance_type="learned_range", beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
     made = {
@@ -74,7 +78,7 @@ def deepfloyd(upscales: bool = False) -> dict:
     return {**made, "image_noising_scheduler": diffusers.DDPMScheduler(**scheduler)} if upscales else made
 
 
-def _upscaler() -> dict:
+def _upscaler() -> dict[str, Any]:
     return deepfloyd(True)
 
 

@@ -1,10 +1,13 @@
 """Videos by UNets: AnimateDiff, Stable Video Diffusion, text-to-video."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffusers
 
 from . import build, controlnet, sdxl
 from . import stable_diffusion as sd
-from .build import PROMPT, WIDTH
+from .build import PROMPT, WIDTH, Maker
 from .draw import picture
 from .table import Entry, register
 
@@ -12,26 +15,26 @@ FRAMES = [picture(32, seed=i) for i in range(4)]
 VIDEO = {**sd.TEXT, "num_frames": 4}
 
 
-def _adapter(**options) -> diffusers.MotionAdapter:
+def _adapter(**options: Any) -> diffusers.MotionAdapter:
     return build.stirred(diffusers.MotionAdapter(**{
         "block_out_channels": (16, 32), "motion_layers_per_block": 1, "motion_norm_num_groups": 4,
         "motion_num_attention_heads": 4, **options,
     }))  # fmt: skip
 
 
-def _animated(parts=sd.without, **options):
-    def made() -> dict:
+def _animated(parts: Callable[..., dict[str, Any]] = sd.without, **options: Any) -> Maker:
+    def made() -> dict[str, Any]:
         given = parts(*(sd.SAFETY if parts is sd.without else ()), motion_adapter=_adapter())
         return {**given, **options}
 
     return made
 
 
-def _animated_xl() -> dict:
+def _animated_xl() -> dict[str, Any]:
     return sdxl.parts(motion_adapter=_adapter(use_motion_mid_block=False))
 
 
-def _sparse() -> dict:
+def _sparse() -> dict[str, Any]:
     given = _animated()()
     net = diffusers.SparseControlNetModel(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH, attention_head_dim=8,
@@ -43,7 +46,7 @@ def _sparse() -> dict:
     return {**given, "controlnet": build.stirred(net)}
 
 
-def _svd() -> dict:
+def _svd() -> dict[str, Any]:
     unet = diffusers.UNetSpatioTemporalConditionModel(
         sample_size=16, in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=WIDTH,
         num_attention_heads=4, projection_class_embeddings_input_dim=96, addition_time_embed_dim=32, num_frames=4,
@@ -63,7 +66,7 @@ def _svd() -> dict:
     }  # fmt: skip
 
 
-def _modelscope() -> dict:
+def _modelscope() -> dict[str, Any]:
     unet = diffusers.UNet3DConditionModel(
         sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
         attention_head_dim=4, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),

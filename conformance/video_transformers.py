@@ -1,10 +1,13 @@
 """Videos by transformers: CogVideoX, Wan, LTX, Mochi, Hunyuan Video, Allegro, Latte."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffusers
 import torch
 
 from . import build
-from .build import PROMPT, WIDTH
+from .build import PROMPT, WIDTH, Maker
 from .draw import picture
 from .table import Entry, register
 
@@ -13,7 +16,7 @@ STATEFUL = "forward puts something into a list"
 VIDEO = {"prompt": PROMPT, "height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16}
 
 
-def parts(transformer, vae, **changes) -> dict:
+def parts(transformer: torch.nn.Module, vae: torch.nn.Module, **changes: Any) -> dict[str, Any]:
     """A transformer and a video VAE with T5."""
     return {
         "transformer": build.stirred(transformer), "vae": vae, "text_encoder": build.t5(), "tokenizer": build.words(),
@@ -21,7 +24,7 @@ def parts(transformer, vae, **changes) -> dict:
     }  # fmt: skip
 
 
-def cogvideo(**options) -> dict:
+def cogvideo(**options: Any) -> dict[str, Any]:
     """What CogVideoXPipeline is made of."""
     transformer = diffusers.CogVideoXTransformer3DModel(**{
         "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4, "time_embed_dim": 2,
@@ -41,7 +44,7 @@ def _wan_vae() -> diffusers.AutoencoderKLWan:
     )
 
 
-def wan(channels: int = 16, **changes) -> dict:
+def wan(channels: int = 16, **changes: Any) -> dict[str, Any]:
     """What WanPipeline is made of."""
     transformer = diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=16, text_dim=WIDTH, freq_dim=32,
@@ -50,17 +53,17 @@ def wan(channels: int = 16, **changes) -> dict:
     return parts(transformer, _wan_vae(), **changes)
 
 
-def _pictured(make, **options):
+def _pictured(make: Callable[..., dict[str, Any]], **options: Any) -> Maker:
     """Wan's parts with CLIP's image encoder: hidden states of the transformer's `image_dim`."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         encoder = build.clip_vision(projected=False)
         return {**make(**options), "image_encoder": encoder, "image_processor": build.clip_images()}
 
     return made
 
 
-def _sky(channels: int = 16, **changes) -> dict:
+def _sky(channels: int = 16, **changes: Any) -> dict[str, Any]:
     transformer = diffusers.SkyReelsV2Transformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=16, text_dim=WIDTH, freq_dim=32,
         ffn_dim=32, num_layers=2, rope_max_seq_len=32, **changes,
@@ -69,7 +72,7 @@ def _sky(channels: int = 16, **changes) -> dict:
     return parts(transformer, _wan_vae(), scheduler=scheduler)
 
 
-def _vace() -> dict:
+def _vace() -> dict[str, Any]:
     transformer = diffusers.WanVACETransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=WIDTH, freq_dim=32, ffn_dim=32,
         num_layers=2, rope_max_seq_len=32, vace_layers=[0], vace_in_channels=96,
@@ -77,7 +80,7 @@ def _vace() -> dict:
     return parts(transformer, _wan_vae())
 
 
-def _allegro() -> dict:
+def _allegro() -> dict[str, Any]:
     from .autoencoders import allegro
 
     transformer = diffusers.AllegroTransformer3DModel(
@@ -87,7 +90,7 @@ def _allegro() -> dict:
     return parts(transformer, allegro(), scheduler=diffusers.DDIMScheduler())
 
 
-def _sana() -> dict:
+def _sana() -> dict[str, Any]:
     from .pixart_sana_etc import gemma
 
     transformer = diffusers.SanaVideoTransformer3DModel(
@@ -97,22 +100,22 @@ def _sana() -> dict:
     return parts(transformer, _wan_vae(), text_encoder=gemma(), tokenizer=build.words(512))
 
 
-def embedded(**more):
+def embedded(**more: Any) -> Maker:
     """Inputs with embeddings in the place of a prompt, which would need a package to be cleaned."""
 
-    def made() -> dict:
+    def made() -> dict[str, Any]:
         embeds = {f"{sign}prompt_embeds": torch.randn(1, 16, WIDTH) for sign in ("", "negative_")}
         return {**embeds, "height": 16, "width": 16, "num_frames": 9, **more}
 
     return made
 
 
-def without_frames(inputs):
+def without_frames(inputs: Maker) -> Maker:
     """The same without their number, which a video says itself."""
     return lambda: {k: v for k, v in inputs().items() if k != "num_frames"}
 
 
-def ltx() -> dict:
+def ltx() -> dict[str, Any]:
     """What LTXPipeline is made of."""
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, num_layers=1,
@@ -127,7 +130,7 @@ def ltx() -> dict:
     return parts(transformer, vae)
 
 
-def mochi() -> dict:
+def mochi() -> dict[str, Any]:
     transformer = diffusers.MochiTransformer3DModel(
         patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
         qk_norm="rms_norm", text_embed_dim=WIDTH, time_embed_dim=4, max_sequence_length=16,
@@ -139,7 +142,7 @@ def mochi() -> dict:
     return parts(transformer, vae)
 
 
-def hunyuan() -> dict:
+def hunyuan() -> dict[str, Any]:
     import transformers
 
     transformer = diffusers.HunyuanVideoTransformer3DModel(
@@ -161,7 +164,7 @@ def hunyuan() -> dict:
     )  # fmt: skip
 
 
-def _latte() -> dict:
+def _latte() -> dict[str, Any]:
     transformer = diffusers.LatteTransformer3DModel(
         sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=WIDTH,
         in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
