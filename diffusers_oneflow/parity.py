@@ -138,11 +138,11 @@ def pipeline(
 def most_levels(pipe: Any, draw: Callable[[Any], NDArray[Any]], drawn: NDArray[Any], levels: int = 0) -> int:
     """How far the final image of the backend may be from `drawn`, torch's own, in levels of 255.
 
-    One level in float32, whose own error does not show. In a half type, or under autocast, torch itself is some levels off, as many as a run in
-    float32 with the same weights and noise says, and the backend may be `HALF_FACTOR` times as far off as torch, to the other
-    side: the two may differ by the sum of both. Where a pipeline makes much of a little, one run says too little: then torch
-    is as far off as when its models' results are rounded otherwise (`nearby.rounded`), in the worst of several runs. (Noise
-    has to be the same in all of them: that is up to `draw`.)
+    One level in float32, whose own error does not show. In a half type, or under autocast, torch itself is some levels off, as
+    many as a run in float32 with the same weights and noise says, and the backend may be `HALF_FACTOR` times as far off as
+    torch, to the other side: the two may differ by the sum of both. Where a pipeline makes much of a little, one run says too
+    little: then torch is as far off as when its models' results are rounded otherwise (`nearby.rounded`), in the worst of
+    several runs. (Noise has to be the same in all of them: that is up to `draw`.)
 
     Args:
         levels: how far the image is; more runs are made only where it is farther than the first allows.

@@ -6,8 +6,8 @@ from collections import Counter
 
 from ..capture import Program, is_bookkeeping, op_name
 from .base import Rewrite
-from .chains import FuseChains
 from .cast_weights import CastWeights
+from .chains import FuseChains
 from .channels_last import ChannelsLast
 from .common_subexpressions import MergeEqualNodes
 from .complex_numbers import RealNumbers
@@ -24,8 +24,8 @@ from .simplify_views import SimplifyViews
 
 # No-ops go first so that patterns are found; equal nodes merge once constants are folded.
 ORDER = (RemoveNoops, FoldConstants, RealNumbers, ResizeByMatrices, MergeEqualNodes, FuseQuickGelu)
-# For the kernel pack: casts and norms, now that equal casts are one; the layout before the patterns, which stand between permutations;
-# what is left of elementwise ops when convolutions and linear layers have taken theirs goes into chains.
+# For the kernel pack: casts and norms, now that equal casts are one; the layout before the patterns, which stand between
+# permutations; what is left of elementwise ops when convolutions and linear layers have taken theirs goes into chains.
 NATIVE_ORDER = (
     CastWeights, NarrowNorms, ChannelsLast, SimplifyViews, FuseAttention, SimplifyViews, FuseNorm, FuseGate, FuseHeavy, FuseChains
 )  # fmt: skip
