@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import oneflow as flow
-import torch
 
 from ..lowering.registry import Refused
 from ..lowering.types import torch_dtype

@@ -18,6 +18,9 @@ from ..kernels import loader
 _CODE_BYTES = 256 << 20
 
 
+Preparations = Sequence[Callable[[], object]]
+
+
 class Device(Protocol):
     """A device of torch's; everything else is the same for all of them.
 
@@ -36,11 +39,12 @@ class Device(Protocol):
     def require(self, size: int) -> None:
         """See that there is room for a graph of so many bytes, and for its kernels. Raises `torch.OutOfMemoryError`."""
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
         """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile.
 
         Args:
             preparations: may be called before, in any order and at the same time, to compile what `run` needs.
+            here: the same, but each thread that calls one of them takes memory.
         """
 
     def aside(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -69,7 +73,7 @@ class Plain:
     def require(self, size: int) -> None:
         """Torch's allocator will say it."""
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
         """`run` itself."""
         return run
 
@@ -93,8 +97,6 @@ class Cuda(Plain):
         super().__init__(device)
         self._awake = False
         self._last: torch.cuda.Event | None = None
-        self._side: torch.cuda.Stream | None = None
-        self._stream: torch.cuda.Stream | None = None
 
     def find(self, op: str) -> Callable[..., Any] | None:
         """The lowering in `replay.cuda`, if there is one."""
@@ -129,13 +131,13 @@ class Cuda(Plain):
                 f" is to be built on {self.torch}, where {free + kept >> 20} MiB are free: free some, or keep the model in torch"
             )
 
-    def capture(self, run: Callable[[], None], preparations: Sequence[Callable[[], object]] = ()) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
         """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""
-        from .cuda import choice
+        from .cuda import choice, driver
 
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
-        self._prepare(preparations)
+        self._prepare(preparations, here)
         # Graphs that are measured share memory, each with the one before, which is there until it is recorded.
         last: list[torch.cuda.CUDAGraph] = []
 
@@ -144,9 +146,8 @@ class Cuda(Plain):
             return last[0].replay
 
         with torch.cuda.device(self.torch), choice.measuring(self.torch.index or 0) as session:
-            # One for all of it, since cuBLAS takes scratch memory on each stream. And not torch's own for captures, which belongs
-            # to the first GPU.
-            self._stream = stream = self._stream or torch.cuda.Stream(self.torch)
+            # One for all of it, since cuBLAS takes scratch memory on each stream.
+            stream = driver.stream(self.torch, 0)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 run()
@@ -162,12 +163,12 @@ class Cuda(Plain):
         Args:
             pool: the memory of another graph, to be shared.
         """
-        from .cuda import memsets
+        from .cuda import driver, memsets
 
         graph, pool = torch.cuda.CUDAGraph(keep_graph=True), pool or torch.cuda.graph_pool_handle()
         torch.cuda.synchronize(self.torch)
         torch.cuda.empty_cache()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(driver.stream(self.torch, 0)):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 run()
@@ -190,7 +191,7 @@ class Cuda(Plain):
             torch._C._cuda_releasePool(index, pool)
             raise
 
-    def _prepare(self, preparations: Sequence[Callable[[], object]]) -> None:
+    def _prepare(self, preparations: Preparations, here: Preparations) -> None:
         """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""
 
         def one(prepare: Callable[[], object]) -> None:
@@ -199,19 +200,21 @@ class Cuda(Plain):
                 prepare()
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            list(pool.map(one, preparations))
+            others = pool.map(one, preparations)
+            for prepare in here:
+                one(prepare)
+            list(others)
         torch.cuda.synchronize(self.torch)
 
     def aside(self, work: Callable[[], None]) -> Callable[[], None]:
         """On another stream, a branch of the CUDA graph."""
-        from .cuda import memory
+        from .cuda import driver, memory
 
-        if self._side is None:
-            self._side = torch.cuda.Stream(self.torch)
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side), memory.lane(1):
+        side = driver.stream(self.torch, 1)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), memory.lane(1):
             work()
-        done = self._side.record_event()
+        done = side.record_event()
         return lambda: torch.cuda.current_stream().wait_event(done)
 
     @contextlib.contextmanager

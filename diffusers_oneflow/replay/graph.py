@@ -113,7 +113,7 @@ class ReplayGraph:
                 mine.copy_(self._read(ref))
 
         self._enter(examples)
-        self._replay: Callable[[], None] | None = self._device.capture(run, self._preparations())
+        self._replay: Callable[[], None] | None = self._device.capture(run, *self._preparations())
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors of any strides, one per input of the program, unchanged afterwards; returns new ones.
@@ -145,18 +145,20 @@ class ReplayGraph:
             # From pinned memory it would not wait, and the caller may write there again.
             mine.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
-    def _preparations(self) -> list[Callable[[], object]]:
-        """One for each kind of step that has something to compile."""
+    def _preparations(self) -> tuple[list[Callable[[], object]], list[Callable[[], object]]]:
+        """One for each kind of step that has something to compile: for any thread, and for this one."""
         kinds: dict[object, Callable[[], object]] = {}
+        here: dict[object, Callable[[], object]] = {}
         for step in self.steps:
             prepare = getattr(step.run, "prepare", step.run if step.kernel.startswith("triton") else None)
             found = refs(step.args)
             there = not any(isinstance(source, Step) and source.own for source in step.sources)
             shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
             kind = (step.op, step.kernel, getattr(step.run, "kind", None), tuple(step.like.shape), *shapes)
-            if prepare is not None and there and kind not in kinds:
-                kinds[kind] = functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read))
-        return list(kinds.values())
+            mine = here if getattr(step.run, "prepared_here", False) else kinds
+            if prepare is not None and there:
+                mine.setdefault(kind, functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read)))
+        return list(kinds.values()), list(here.values())
 
     def _apart(self, step: Step) -> torch.Tensor | None:
         """Of steps that are not planned: their own, or what they bring."""

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from diffusers_oneflow.replay.cuda import driver as driver_of
 from diffusers_oneflow.replay.cuda import memsets
 
 KERNEL, MEMSET, COPY = 0, 2, 1
@@ -94,10 +95,10 @@ class Graph:
 @pytest.fixture
 def driver(monkeypatch):
     made = Driver()
-    monkeypatch.setattr(memsets, "_library", lambda: made)
+    monkeypatch.setattr(driver_of, "library", lambda: made)
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
 
-    def captured(spans):
+    def captured(spans, device):
         for place, size in spans:
             made.add(2, KERNEL, memory=(place, size // 4))
         return Graph(2)

@@ -50,8 +50,8 @@ def conv2d(
 
 
 @functools.cache
-def _convolution(*args: Any) -> cudnn.Convolution:
-    return cudnn.Convolution(*args)
+def _convolution(device: int, *args: Any) -> cudnn.Convolution:
+    return cudnn.Convolution(cudnn.handle(device), *args)
 
 
 class Ways(choice.Ways):
@@ -65,9 +65,19 @@ class Ways(choice.Ways):
         self.kind = (self._how, groups, act)
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
-        """Let the library plan, and compile, what will be measured, and Triton what comes after it; any thread may."""
+        """Let the library compile what will be measured, and Triton what comes after it; any thread may.
+
+        The plans are dropped: made again they take a moment, and each thread's handle of the library takes memory.
+        """
         self._finish(out, bias, residual)
-        self._listed(out, x, weight.contiguous(memory_format=_LAST), bias, residual, plan=True)
+        weight = weight.contiguous(memory_format=_LAST)
+        for ends in self._fused(out, x, weight, bias, residual):
+            with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
+                own = cudnn.own_handle(x.device.index)
+                made = cudnn.Convolution(own, *self._described(ends, out, x, weight, bias, residual))
+                for number in range(self._count(made, ends, bias, residual)):
+                    with contextlib.suppress(RuntimeError):  # it is left out when they are measured
+                        made.plan(number)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         """Fill `out` (n, oh, ow, oc) from x (n, h, w, c) and weight (oc, c / groups, kh, kw)."""
@@ -77,28 +87,41 @@ class Ways(choice.Ways):
         self._compute(key, (out, x, weight, bias, residual), x.device, spare=2)
 
     def _ways(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> list[choice.Way]:
-        return self._listed(out, x, weight, bias, residual, plan=False)
-
-    def _listed(
-        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool
-    ) -> list[choice.Way]:
-        ways: list[choice.Way] = []
-        tensors = (x, weight, bias, residual, out)
-        aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
-        if x.is_cuda and x.dtype in _HALVES and aligned:
-            fused = (True, False) if bias is not None or residual is not None else (False,)
-            ways += [way for ends in fused for way in self._planned(ends, out, x, weight, bias, residual, plan)]
+        fused = self._fused(out, x, weight, bias, residual)
+        ways = [way for ends in fused for way in self._planned(ends, out, x, weight, bias, residual)]
         return [*ways, (self._in_place, "cudnn by torch"), (self._in_torch, "torch")]
 
-    def _planned(
-        self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe, plan: bool
-    ) -> list[choice.Way]:
-        """By cuDNN's graphs; `ends`: with the bias and the residual."""
+    @staticmethod
+    def _fused(*tensors: _Maybe) -> tuple[bool, ...]:
+        """Whether cuDNN's graphs are to have the bias and the residual inside: both ways, one, or none that it can do."""
+        out, x, _, bias, residual = tensors
+        assert out is not None and x is not None
+        aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
+        if not (x.is_cuda and x.dtype in _HALVES and aligned):
+            return ()
+        return (False,) if bias is None and residual is None else (True, False)
+
+    def _described(
+        self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
+    ) -> tuple[Any, ...]:
+        """The arguments of `cudnn.Convolution`."""
         n, h, w, c = x.shape
         size = (out.shape[0], out.shape[3], *out.shape[1:3])
         more = (bias is not None and ends, residual is not None and ends)
+        return ((n, c, h, w), tuple(weight.shape), size, x.dtype, x.device, *more, *self._how)
+
+    @staticmethod
+    def _count(made: cudnn.Convolution, ends: bool, bias: _Maybe, residual: _Maybe) -> int:
+        """How many plans are measured."""
+        inside = ends * (bias is not None) + ends * (residual is not None)
+        return min(_MANY[inside], len(made.configs))
+
+    def _planned(
+        self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
+    ) -> list[choice.Way]:
+        """By cuDNN's graphs; `ends`: with the bias and the residual."""
         try:
-            planned = _convolution((n, c, h, w), tuple(weight.shape), size, x.dtype, x.device, *more, *self._how)
+            planned = _convolution(x.device.index, *self._described(ends, out, x, weight, bias, residual))
         except (RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
             return []
 
@@ -106,11 +129,8 @@ class Ways(choice.Ways):
             planned(number, x, weight, out, *(t for t in (bias, residual) if t is not None and ends))
             self._finish(out, *((None, None) if ends else (bias, residual)))
 
-        count = min(_MANY[sum(more)], len(planned.configs))
-        for number in range(count if plan else 0):
-            with contextlib.suppress(RuntimeError):  # it is left out when they are measured
-                planned.plan(number)
-        return [(functools.partial(run, i), f"cudnn{', with its ends' if sum(more) else ''}") for i in range(count)]
+        name = "cudnn, with its ends" if ends else "cudnn"
+        return [(functools.partial(run, i), name) for i in range(self._count(planned, ends, bias, residual))]
 
     def _in_place(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         stride, padding, dilation = self._how

@@ -43,22 +43,33 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(f"libcudnn.so.{torch.backends.cudnn.version() // 10000}")
 
 
-class _Handle:
-    """cuDNN for one thread; whoever else uses it later takes its lock, since no two threads may at once."""
+class Handle:
+    """cuDNN for whoever takes its lock, since no two threads may use it at once. It holds 8 MB of the GPU."""
 
     def __init__(self, device: int) -> None:
         self.pointer, self.lock = c_void_p(), threading.RLock()
         with torch.cuda.device(device):
             _call("cudnnCreate", byref(self.pointer))
 
+    def __del__(self) -> None:
+        if self.pointer:
+            library().cudnnDestroy(self.pointer)
+
 
 _local = threading.local()
 
 
-def _handle(device: int) -> _Handle:
-    handles: dict[int, _Handle] = _local.__dict__.setdefault("handles", {})
+@functools.cache
+def handle(device: int) -> Handle:
+    """The one that graphs use."""
+    return Handle(device)
+
+
+def own_handle(device: int) -> Handle:
+    """One of the calling thread, to compile with: it goes when the thread ends, and what cuDNN has compiled stays."""
+    handles: dict[int, Handle] = _local.__dict__.setdefault("handles", {})
     if device not in handles:
-        handles[device] = _Handle(device)
+        handles[device] = Handle(device)
     return handles[device]
 
 
@@ -114,6 +125,7 @@ class Convolution:
     """``out = conv(x, weight) [+ bias] [+ residual]`` for tensors of one shape, float16 or bfloat16, summed in float32.
 
     Args:
+        by: what plans and computes; it has to live as long.
         x, weight, out: shapes (n, c, h, w), (oc, c / groups, kh, kw), (n, oc, oh, ow), all channels last in memory.
 
     Attributes:
@@ -124,10 +136,10 @@ class Convolution:
     """
 
     def __init__(
-        self, x: Sequence[int], weight: Sequence[int], out: Sequence[int], dtype: torch.dtype, device: torch.device, bias: bool,
-        residual: bool, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+        self, by: Handle, x: Sequence[int], weight: Sequence[int], out: Sequence[int], dtype: torch.dtype, device: torch.device,
+        bias: bool, residual: bool, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     ) -> None:  # fmt: skip
-        self._device, self._cudnn = device, _handle(device.index)
+        self._device, self._cudnn = device, by
         dims = (106, _INT64, 2)
         sizes = ((103, _INT64, [*stride]), (104, _INT64, [*padding]), (105, _INT64, [*padding]), (102, _INT64, [*dilation]))
         how = _Descriptor(_CONVOLUTION, (100, _DATA_TYPE, 0), (101, _MODE, _CROSS_CORRELATION), dims, *sizes).finish()

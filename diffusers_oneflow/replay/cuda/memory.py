@@ -17,7 +17,7 @@ class _Lane:
 
 def workspace(device: torch.device) -> torch.Tensor:
     """The block of the current lane, (bytes,) uint8."""
-    return _block(device, _Lane.number)
+    return _blocks(device)[_Lane.number]
 
 
 def size() -> int:
@@ -26,9 +26,9 @@ def size() -> int:
 
 
 @functools.cache
-def _block(device: torch.device, lane: int) -> torch.Tensor:
+def _blocks(device: torch.device) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode(False):
-        return torch.empty(_BYTES[lane], dtype=torch.uint8, device=device)
+        return tuple(torch.empty(sum(_BYTES), dtype=torch.uint8, device=device).split(_BYTES))
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
 """What libraries clear inside a CUDA graph is cleared by kernels: for a memset between two of them the GPU waits longer.
 
-Functions and structures: cuda.h of CUDA 12, by the names that the driver exports them under; those without ``_v2`` know edges of
-one kind only, and so are asked about memsets alone.
+Structures: cuda.h of CUDA 12; functions without ``_v2`` know edges of one kind only, and so are asked about memsets alone.
 """
 
 import ctypes
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import kernels
+from . import driver, kernels
 from .light import blocks
 
 _KERNEL, _MEMSET = 0, 2
@@ -32,16 +30,6 @@ class _Kernel(ctypes.Structure):
                 ("context", c_void_p))  # fmt: skip
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
-
-
-def _call(name: str, *args: Any) -> None:
-    if status := getattr(_library(), name)(*args):
-        raise RuntimeError(f"{name} returned status {status}")
-
-
 def replace(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
     """Put a kernel in the place of each small memset; returns how many there were.
 
@@ -56,25 +44,25 @@ def replace(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
     if not found:
         return 0
     with torch.cuda.device(device):
-        clearing = _captured(dict.fromkeys(one.span for one in found.values()))
+        clearing = _captured(dict.fromkeys(one.span for one in found.values()), device)
     kernels_by_span = {}
     for node in _nodes(c_void_p(clearing.raw_cuda_graph()), _KERNEL):
         kernel = _Kernel()
-        _call("cuGraphKernelNodeGetParams_v2", node, byref(kernel))
+        driver.call("cuGraphKernelNodeGetParams_v2", node, byref(kernel))
         kernels_by_span[kernel.arguments[0][0], 4 * (kernel.arguments[1][0] & 0xFFFFFFFF)] = kernel
     new: dict[int | None, int | None] = {}
     for old, one in found.items():
         added = c_void_p()
-        _call("cuGraphAddKernelNode_v2", byref(added), whole, None, c_size_t(0), byref(kernels_by_span[one.span]))
+        driver.call("cuGraphAddKernelNode_v2", byref(added), whole, None, c_size_t(0), byref(kernels_by_span[one.span]))
         new[old] = added.value
     for old, one in found.items():
         edges = [(new.get(other, other), new[old]) for other in one.before]
         edges += [(new[old], other) for other in one.after if other not in found]
         if edges:
             first, then = (_array(ends) for ends in zip(*edges))
-            _call("cuGraphAddDependencies", whole, first, then, c_size_t(len(edges)))
+            driver.call("cuGraphAddDependencies", whole, first, then, c_size_t(len(edges)))
     for old in found:
-        _call("cuGraphDestroyNode", c_void_p(old))
+        driver.call("cuGraphDestroyNode", c_void_p(old))
     return len(found)
 
 
@@ -96,7 +84,7 @@ def _memsets(graph: c_void_p) -> Iterator[tuple[c_void_p, _Memset]]:
     """Those that a kernel can do."""
     for node in _nodes(graph, _MEMSET):
         made = _Memset()
-        _call("cuGraphMemsetNodeGetParams", node, byref(made))
+        driver.call("cuGraphMemsetNodeGetParams", node, byref(made))
         size = made.size * made.width
         if made.value == 0 and made.height == 1 and size <= _MOST_BYTES and size % 4 == made.place % 4 == 0:
             yield node, made
@@ -109,12 +97,12 @@ def load() -> None:
     torch.cuda.current_stream().synchronize()
 
 
-def _captured(spans: Iterable[tuple[int, int]]) -> torch.cuda.CUDAGraph:
+def _captured(spans: Iterable[tuple[int, int]], device: torch.device) -> torch.cuda.CUDAGraph:
     """A graph of kernels that clear these places, (address, bytes) each."""
     load()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
-    # On a stream of this device: torch's own for captures belongs to the first.
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+    # Not on torch's own stream for captures, which belongs to the first GPU.
+    with torch.cuda.graph(graph, stream=driver.stream(device, 2), capture_error_mode="thread_local"):
         for place, size in spans:
             _clear(place, size)
     return graph
@@ -126,13 +114,13 @@ def _clear(place: int, size: int) -> None:
 
 def _nodes(graph: c_void_p, kind: int) -> list[c_void_p]:
     count = c_size_t()
-    _call("cuGraphGetNodes", graph, None, byref(count))
+    driver.call("cuGraphGetNodes", graph, None, byref(count))
     nodes = (c_void_p * count.value)()
-    _call("cuGraphGetNodes", graph, nodes, byref(count))
+    driver.call("cuGraphGetNodes", graph, nodes, byref(count))
     found = []
     for address in nodes[: count.value]:
         node, is_a = c_void_p(address), c_uint()
-        _call("cuGraphNodeGetType", node, byref(is_a))
+        driver.call("cuGraphNodeGetType", node, byref(is_a))
         if is_a.value == kind:
             found.append(node)
     return found
@@ -140,10 +128,10 @@ def _nodes(graph: c_void_p, kind: int) -> list[c_void_p]:
 
 def _neighbours(name: str, node: c_void_p) -> list[int | None]:
     count = c_size_t()
-    _call(name, node, None, byref(count))
+    driver.call(name, node, None, byref(count))
     nodes = (c_void_p * count.value)()
     if nodes:  # an empty array is refused
-        _call(name, node, nodes, byref(count))
+        driver.call(name, node, nodes, byref(count))
     return list(nodes)
 
 
