@@ -209,7 +209,8 @@ def _spell_out_diagonals(graph: torch.fx.Graph) -> None:
             continue
         x, fill = node.args
         with graph.inserting_before(node):
-            rows, columns = (graph.call_function(aten.arange.default, (size,)) for size in x.meta["val"].shape)
+            like = x.meta["val"]
+            rows, columns = (graph.call_function(aten.arange.default, (n,), {"device": like.device}) for n in like.shape)
             column = graph.call_function(aten.unsqueeze.default, (rows, 1))
             mask = graph.call_function(aten.eq.Tensor, (column, columns))
             made = graph.call_function(aten.masked_fill_.Scalar, (x, mask, fill))

@@ -28,8 +28,8 @@ def refusal(tensor: torch.Tensor, device: torch.device = _CPU) -> str | None:
         return f"a tensor of {tensor.dtype}"
     if tensor.numel() == 0:
         return "an empty tensor"
-    # A number in a tensor may come from the CPU, as for torch's own ops.
-    if tensor.device != device and not (tensor.ndim == 0 and tensor.device.type == "cpu"):
+    # What comes from the CPU a graph on a GPU takes there: the module's code moves it, or torch.export refuses it.
+    if tensor.device not in (device, _CPU):
         return f"a tensor on {tensor.device}" if device.type == "cpu" else f"a tensor on {tensor.device} for a model on {device}"
     return None
 

@@ -15,7 +15,9 @@ import torch
 from . import signature
 from .backend import models
 
-CALLS, MORE_CALLS = 8, 32
+# Numbers of the calls that errors are taken over, the given one first; and of those that judge what failed by a little. It was
+# picked by what is largest in the former, so these are others.
+CALLS, MORE_CALLS = range(8), range(8, 40)
 # Floats become up to so much smaller: far more than rounding, and no other inputs to a model.
 _SHRINKS = 1 / 64
 _HALVES = (torch.float16, torch.bfloat16)
@@ -23,25 +25,26 @@ _HALVES = (torch.float16, torch.bfloat16)
 _FEW = 3
 
 
-def calls(tensors: Sequence[torch.Tensor], count: int = CALLS, tables: Sequence[int] = ()) -> Iterator[list[torch.Tensor]]:
-    """`tensors`, and others of the same shapes, strides and dtypes, the same ones every time.
+def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Sequence[int] = ()) -> Iterator[list[torch.Tensor]]:
+    """`tensors`, number 0, and others of the same shapes, strides and dtypes, the same ones every time.
 
     In these, floats are up to 1/64 smaller. Where a call has none but masks and single numbers, the ids of tokens, its first
     integers, are others: all but the first, the last and the largest of a row, which begin, pad and end a prompt; or, where
     fewer than three are left so, all of them.
 
     Args:
-        count: how many in all; one alone, if nothing could be changed.
+        numbers: which of them; there are no others, if nothing could be changed.
         tables: how many rows the model's embeddings have; new ids are in all of those that may be the tokens'.
     """
-    yield list(tensors)
+    if 0 in numbers:
+        yield list(tensors)
     floats = any(map(_is_free, tensors))
     ids = next((i for i, t in enumerate(tensors) if _is_row_of_ids(t)), -1)
     # An id that is in no table ends a GPU's process.
     tokens = min((size for size in tables if ids >= 0 and size > int(tensors[ids].max())), default=0)
     if not floats and not tokens:
         return
-    for seed in range(1, count):
+    for seed in filter(None, numbers):
         noise = torch.Generator().manual_seed(seed)
         if floats:
             yield [_shrunk(t, noise) for t in tensors]

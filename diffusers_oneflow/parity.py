@@ -250,25 +250,28 @@ def _alone(module: torch.nn.Module, path: str, expected: list[_Expected]) -> tup
 
 
 def _again(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], row: Component) -> Component:
-    """What is said of a module that failed by a little, over more calls where there are any: some have their error in one number.
+    """What other calls say, where there are any, of a module that failed by a little: some have their error in one number.
 
     What fails by more is no chance, nor is what an attached pipeline does and the module alone does not.
     """
     if row.factor != HALF_FACTOR or not row.excess <= _LITTLE:
         return row
-    found, reasons = _alone(module, row.path, _expected(module, args, kwargs, row.path, nearby.MORE_CALLS))
+    others = _expected(module, args, kwargs, row.path, nearby.MORE_CALLS)
+    if not others:
+        return row
+    found, reasons = _alone(module, row.path, others)
     return row if reasons else found
 
 
 @torch.no_grad()
 def _expected(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, count: int = nearby.CALLS
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, numbers: range = nearby.CALLS
 ) -> list[_Expected]:
-    """PyTorch's results; in half types those of `count` calls."""
+    """PyTorch's results; in half types those of several calls."""
     flat = signature.flatten((args, kwargs))
     wide, made = _copied(module, [module]).double(), []
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, torch.nn.Embedding)]
-    for tensors in nearby.calls(flat.tensors, count, tables):
+    for tensors in nearby.calls(flat.tensors, numbers, tables):
         # Lists are made anew for every call: some models take their elements out.
         args, kwargs = signature.rebuild(flat.spec, tensors)
         single = _floats(module(*args, **kwargs))

@@ -9,7 +9,7 @@ import torch
 
 import diffusers_oneflow
 from diffusers_oneflow import lowering, signature
-from diffusers_oneflow.capture import _held, capture, op_name, twin, where
+from diffusers_oneflow.capture import _held, _spell_out_diagonals, capture, op_name, twin, where
 from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.parity import component
 
@@ -168,6 +168,17 @@ def test_a_filled_diagonal_of_a_part_is_captured():
 
     module = Masked().eval()
     assert component(module, (torch.randn(5, 5),), {}).passed
+
+
+def test_a_filled_diagonal_is_made_where_the_matrix_is():
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    filled = graph.call_function(torch.ops.aten.fill_diagonal_.default, (x, 0))
+    graph.output(filled)
+    x.meta["val"] = filled.meta["val"] = torch.empty(3, 3, device="meta")
+    _spell_out_diagonals(graph)
+    makers = [n for n in graph.nodes if n.target is torch.ops.aten.arange.default]
+    assert len(makers) == 2 and all(n.kwargs["device"] == torch.device("meta") for n in makers)
 
 
 class Remembers(torch.nn.Module):

@@ -41,6 +41,12 @@ def test_ordinary_tensors_are_taken():
         assert interop.refusal(tensor) is None
 
 
+def test_a_graph_on_a_gpu_takes_tensors_from_the_cpu_too():
+    gpu = torch.device("cuda", 0)
+    assert interop.refusal(torch.ones(2, 3), gpu) is None
+    assert interop.refusal(torch.empty(2, device="meta"), gpu) == "a tensor on meta for a model on cuda:0"
+
+
 def test_dense_leaves_the_callers_memory_alone():
     base = torch.arange(12.0).reshape(3, 4)
     assert interop.dense(base).data_ptr() == base.data_ptr()

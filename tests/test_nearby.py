@@ -10,7 +10,7 @@ def test_floats_are_a_little_smaller():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float16).to(memory_format=torch.channels_last)
     step, mask, single = torch.tensor([999, 999]), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.5])
     first, *others = nearby.calls([x, step, mask, single])
-    assert len(others) == nearby.CALLS - 1 and first[0] is x
+    assert len(others) == len(nearby.CALLS) - 1 and first[0] is x
     for made in others:
         assert made[1] is step and made[2] is mask and made[3] is single
         assert made[0].dtype == x.dtype and made[0].stride() == x.stride() and not torch.equal(made[0], x)
@@ -24,6 +24,13 @@ def test_they_are_the_same_every_time():
         assert torch.equal(one[0], other[0])
 
 
+def test_calls_that_judge_again_are_others():
+    x = torch.randn(2, 3)
+    first, again = ([made[0] for made in nearby.calls([x], numbers)] for numbers in (nearby.CALLS, nearby.MORE_CALLS))
+    assert len(again) == len(nearby.MORE_CALLS) and not any(torch.equal(a, b) for a in first for b in again)
+    assert not list(nearby.calls([torch.tensor(3.0)], nearby.MORE_CALLS))
+
+
 def test_infinities_of_a_mask_stay():
     mask = torch.tensor([0.0, -1.0, -torch.inf])
     assert all(made[0].isneginf().tolist() == [False, False, True] for made in nearby.calls([mask]))
@@ -33,7 +40,7 @@ def test_tokens_are_others_where_there_is_nothing_else():
     ids = torch.tensor([[0, 5, 6, 7, 8, 9, 9], [0, 3, 2, 4, 1, 9, 9]])
     attention = (ids != 9).long()
     first, *others = nearby.calls([ids, attention], tables=[20])
-    assert torch.equal(first[0], ids) and len(others) == nearby.CALLS - 1
+    assert torch.equal(first[0], ids) and len(others) == len(nearby.CALLS) - 1
     for made in others:
         assert not torch.equal(made[0], ids) and (made[0][:, 1:5] < 9).all()
         assert torch.equal(made[0][:, [0, 5, 6]], ids[:, [0, 5, 6]])

@@ -167,3 +167,24 @@ def test_weights_that_are_computed_from_others_are_compared():
     assert not made.weight.is_leaf
     (call,) = parity._expected(made, (torch.randn(2, 4),), {}, "linear")
     assert call.exact[0].dtype == torch.float64 and 0 < parity.error(call.single[0], call.exact[0]).rms < 1e-6
+
+
+@pytest.mark.parametrize("share, judged_again", [(1.3, True), (2.0, False)])
+@pytest.mark.parametrize("others", [0.5, 1.4])
+def test_what_fails_by_a_little_is_judged_by_other_calls(monkeypatch, share, judged_again, others):
+    module, x = torch.nn.Linear(4, 4).to(torch.bfloat16), torch.randn(2, 4, dtype=torch.bfloat16)
+    asked = []
+
+    def row(excess):
+        ours = parity.HALF_FACTOR * excess * 1e-3
+        return parity.Component("linear", parity.Error(1e-3, 1e-3), parity.Error(ours, ours), parity.HALF_FACTOR)
+
+    def alone(module, path, expected):
+        asked.append([call.args[0] for call in expected])
+        return row(others), ""
+
+    monkeypatch.setattr(parity, "_alone", alone)
+    found = parity._again(module, (x,), {}, row(share))
+    assert found.passed == (judged_again and others < 1) and bool(asked) == judged_again
+    for given in asked:
+        assert len(given) == 32 and not any(torch.equal(x, other) for other in given)
