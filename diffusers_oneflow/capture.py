@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import copy
 import linecache
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +14,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import proxy_tensor
 
 from . import autocast
-from .contents import CONTAINERS, DEPTH, OPAQUE, OWN, TABLES, contents, snapshot
 from .errors import Unsupported
+from .state import depends, install_output_hooks, twin, watch
 
 if TYPE_CHECKING:
     from . import signature
     from .autocast import Autocast
 
-# Tables of tensors: torch.export swaps fake ones in, and reports changed buffers itself. And what this package keeps there.
-_NOT_HELD = frozenset((*TABLES, *OWN))
-# How often one container is looked into, where several places hold it.
-_TIMES = 4
 TRACE_LOCK = threading.RLock()
 
 
@@ -87,13 +80,13 @@ def observed(
     rebuild: Callable[..., Any],
     flatten: Callable[..., Any],
     adapted: Callable[..., Any],
-    depends: Callable[..., Any] | None = None,
+    computed: Callable[..., Any] | None = None,
 ) -> tuple[FlatCall, list[Any], list[str]]:
     """``(call, results, changed)``: when `call` is traced, what forward returned, flattened, and the attributes that its code
     has changed (`watch`) are added to the latter two."""
     results: list[Any] = []
     changed: list[str] = []
-    changes = watch(module, depends or _depends)
+    changes = watch(module, computed or depends)
 
     def finish(result: Any, given: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         # Here, since torch.export puts back some attributes itself before it returns.
@@ -272,7 +265,7 @@ def _program(exported: torch.export.ExportedProgram, result: signature.Flat) -> 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
-    tracer: Any = torch.fx.experimental.proxy_tensor._ModuleStackTracer
+    tracer: Any = proxy_tensor._ModuleStackTracer
     with TRACE_LOCK:
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
@@ -304,115 +297,3 @@ def _forgetful() -> Iterator[None]:
         for name in set(sources) - before:
             sources.pop(name, None)
             linecache.cache.pop(name, None)
-
-
-def twin(module: torch.nn.Module) -> torch.nn.Module:
-    """A deep copy of a module, not attached to OneFlow, whose tensors are the module's own."""
-    memo: dict[Any, Any] = {id(value): value for value in _held(module).values() if isinstance(value, torch.Tensor)}
-    for sub in module.modules():
-        memo.update((id(value), value) for value in (*sub._parameters.values(), *sub._buffers.values()))
-        memo[id(sub.__dict__.get("_oneflow_dispatcher"))] = None
-    return copy.deepcopy(module, memo)
-
-
-def _depends(tensor: torch.Tensor, given: Sequence[torch.Tensor], held: set[int]) -> bool:
-    """Whether the code that is being traced computed `tensor` from tensors that are `given` to it, or whose id is in `held`."""
-    mode: Any = proxy_tensor.get_proxy_mode()
-    nodes = [_node(t, mode.tracer) for t in (tensor, *given)] if mode is not None else [None]
-    stack, seen = [nodes[0]] if nodes[0] is not None else [], set()
-    while stack:
-        node = stack.pop()
-        if node in nodes[1:] or (node.op == "get_attr" and id(getattr(mode.tracer.root, str(node.target))) in held):
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack += node.all_input_nodes
-    return False
-
-
-def _node(tensor: torch.Tensor, tracer: Any) -> torch.fx.Node | None:
-    slot = proxy_tensor.get_proxy_slot(tensor, tracer, None)
-    return slot.proxy.node if slot is not None else None
-
-
-def install_output_hooks(module: torch.nn.Module) -> None:
-    """What models of transformers do in the first call that asks for hidden states, which would look like a state.
-
-    A model with a model inside that has its hooks already is left alone: transformers would install them there twice.
-    """
-    if "transformers.utils.output_capturing" not in sys.modules:
-        return
-    from transformers import PreTrainedModel
-    from transformers.utils.output_capturing import maybe_install_capturing_hooks
-
-    for sub in list(module.modules()):
-        installed = any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in sub.modules())
-        if isinstance(sub, PreTrainedModel) and not installed:
-            maybe_install_capturing_hooks(sub)
-
-
-def watch(module: torch.nn.Module, depends: Callable[..., Any] = _depends) -> Callable[[Sequence[torch.Tensor]], list[str]]:
-    """Remember what all submodules hold; the returned function names the attributes that their code has changed since.
-
-    A module that stores something when it runs (a cache, a counter, an attention processor's map) is one that no graph
-    can stand for. A new tensor is a state only if it was computed from the call's own tensors, which the returned
-    function takes while they are traced, or from what it replaces: what is made without them, a table of frequencies
-    or the weight that the hook of a weight norm computes, every call would make again.
-
-    Args:
-        depends: tells that in the way of `_depends`.
-    """
-    before = _held(module)
-
-    def changes(given: Sequence[torch.Tensor]) -> list[str]:
-        after = _held(module)
-        new = [place for place, value in after.items() if place not in before or not _same(value, before[place])]
-        gone = [place for place in before if place not in after]
-        replaced = {id(before[place]) for place in (*new, *gone) if place in before}
-        kept = [p for p in new if not isinstance(after[p], torch.Tensor) or depends(after[p], given, replaced)]
-        # Where a list of tensors now stands in the place of None, `kept` has decided.
-        gone = [p for p in gone if not any(other[: len(p)] == p for other in new)]
-        return [".".join(map(str, place[:2])).lstrip(".") for place in (*kept, *gone)]
-
-    return changes
-
-
-def _held(module: torch.nn.Module) -> dict[tuple[Any, ...], object]:
-    """All that a module and its submodules hold: ``(name of the submodule, attribute, key or attribute in it...)`` -> value."""
-    held: dict[tuple[Any, ...], object] = {}
-    seen: collections.Counter[int] = collections.Counter()
-    for name, sub in module.named_modules():
-        attributes = {k: v for k, v in sub.__dict__.items() if k not in _NOT_HELD}
-        for key, value in (*attributes.items(), *sub._modules.items()):
-            held.update(_values((name, key), value, seen, DEPTH))
-    return held
-
-
-def _values(
-    place: tuple[Any, ...], value: Any, seen: collections.Counter[int], depth: int
-) -> Iterator[tuple[tuple[Any, ...], object]]:
-    """``(place, value)`` of what stands at `place`: of containers what they hold, since torch.export puts equal ones in their
-    place, and of plain objects (attention processors) both themselves and, the first time, what they hold."""
-    container = isinstance(value, CONTAINERS)
-    if container and not value:
-        yield place, type(value)  # empty
-    elif not container or not depth:
-        yield place, value
-    # A container that many hold is followed some times only: each level of such ones would multiply the work.
-    if not depth or isinstance(value, OPAQUE) or seen[id(value)] >= (_TIMES if container else 1):
-        return
-    inner = contents(value)
-    seen[id(value)] += 1
-    if not container:
-        with contextlib.suppress(ValueError):  # too large: such a module is not captured
-            if not inner and (read := snapshot(value)) is not None:
-                yield (*place, "content"), repr(read())
-    for key, held in inner:
-        yield from _values((*place, key), held, seen, depth - 1)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Plain values by content, floats to the bit; all else by identity."""
-    if type(a) is type(b) and isinstance(a, (int, float, str, bytes, set, frozenset)):
-        return repr(a) == repr(b) if isinstance(a, float) else a == b
-    return a is b

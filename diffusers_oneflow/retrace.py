@@ -19,7 +19,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 
-from .capture import TRACE_LOCK, Program, as_it_is, install_output_hooks, observed, twin
+from .capture import TRACE_LOCK, Program, as_it_is, observed
+from .state import install_output_hooks, twin
 
 _aten = torch.ops.aten
 _META = torch.device("meta")
