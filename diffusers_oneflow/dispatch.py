@@ -176,6 +176,7 @@ class Dispatcher:
 
     def _laid_out(self, module: torch.nn.Module) -> Structure:
         """What the module is once its parameters lie as the GPU's kernels read them."""
+        from .replay.cuda.compact import compact
         from .replay.layout import Layout
 
         with self._lock:
@@ -183,6 +184,7 @@ class Dispatcher:
                 # Not tensors of inference mode, which could not be written to outside it.
                 with torch.inference_mode(False):
                     self._layout = Layout(module)
+                    compact(module.parameters())
                 moves = self._moves
                 self._structure_now(module)
                 self._moves = moves  # that was this package
