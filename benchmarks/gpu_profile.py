@@ -76,7 +76,7 @@ def _ops(program: Program, places: list[Place]) -> list[dict[str, Any]]:
             counts.setdefault((op_name(node), where(node)), []).append(flops(op_name(node), operands, node.meta.get("val")))
     steps: dict[tuple[str, str], list[Place]] = {}
     for place in places:
-        if place.kernel != "copy":
+        if not place.kernel.endswith("copy"):
             steps.setdefault((place.op, place.where), []).append(place)
     known: dict[int, int | None] = {}
     for key, same in steps.items():
@@ -143,7 +143,7 @@ def _classes(kernels: list[dict[str, Any]], ops: list[dict[str, Any]], reached: 
 
 def _of(op: dict[str, Any]) -> str:
     """The kind of kernel that a step of this package runs."""
-    if op["kernel"] == "copy":
+    if op["kernel"].endswith("copy"):
         return "copy"
     return next((name for name, pattern in _OPS.items() if re.search(pattern, op["kernel"])), "other")
 

@@ -9,6 +9,7 @@ from ..capture import Program, is_bookkeeping, op_name, where
 from ..errors import Unsupported
 from ..lowering import registry
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
+from . import parts
 from .values import Ref, Step, View, dense, map_refs, meta, refs
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class Lowered:
             return args[0][args[1]] if "getitem" in name else None
         if name in _SAME:
             return args[0]
+        if name == "aten.cat.default" and (source := parts.whole(node)) is not None:
+            return env[source]
         made = node.meta["val"]
         if name in _RESHAPES or name in _VIEWS:
             shape = tuple(made.shape)
@@ -166,7 +169,9 @@ class Lowered:
         """`ref` where it is dense already, else a copy of it."""
         if ref.like.is_contiguous():
             return ref
-        return self.step(node, _copy, (ref,), ref.shape, ref.dtype, "copy")
+        own = self.device.find("oneflow.copy")
+        made: Ref = self.step(node, _copy, (ref,), ref.shape, ref.dtype, "copy") if own is None else own(self, node, ref)
+        return made
 
     def _seen(self, node: torch.fx.Node, ref: Ref, view: View) -> Ref:
         try:

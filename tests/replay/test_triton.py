@@ -23,7 +23,10 @@ def test_the_kernels_are_right_in_the_interpreter():
         "no:xdist",
         "-o",
         "addopts=",
-        *(str(Path(__file__).parent / name) for name in ("triton_cases.py", "triton_graphs.py")),
+        *(
+            str(Path(__file__).parent / f"{name}.py")
+            for name in ("triton_cases", "triton_graphs", "move_cases", "row_norm_cases")
+        ),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)

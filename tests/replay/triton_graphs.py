@@ -17,7 +17,7 @@ class Interpreted(OnPlain):
 
     def __init__(self):
         super().__init__()
-        self.find = cuda.TABLE.get
+        self.find, self.aside = cuda.TABLE.get, self.plain.aside
 
 
 class Layers(nn.Module):

@@ -7,11 +7,15 @@ import math
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from ..lowering import Lowered
+from ..values import Ref
+from .strides import collapsed
 
 # (code, a, b, number or name) of `passes.native_ops.chain`.
 Instructions = Sequence[tuple[str, int, int, Any]]
@@ -56,15 +60,44 @@ def expressible(instructions: Instructions) -> bool:
     return all(code != "pow_scalar" or float(value) in _POWERS for code, _, _, value in instructions)
 
 
+@runtime_checkable
+class Absorbs(Protocol):
+    """What runs a step, and may do in its kernel what a chain does with its result, or with a concatenation that it begins."""
+
+    def absorb(
+        self, lowered: Lowered, node: torch.fx.Node, at: int, operands: Sequence[Ref], instructions: Instructions
+    ) -> Ref | None:
+        """The chain's result, if it does, else None and nothing has changed.
+
+        Args:
+            node: of the chain.
+            at: which of its operands is the step's result, or the concatenation.
+        """
+
+
 class Chain:
     """``run(out, *operands)`` for a chain of `passes.native_ops`; operands broadcast to `shape`, of any strides.
 
+    Args:
+        turned: operands that are read as their pairs turned, as `rotary` has it.
+
     Attributes:
         is_sum: it adds two operands, and does nothing else.
+        gated: three operands, if it is ``first * second + third``.
+        number: what it adds to its operand, if it does nothing else.
     """
 
-    def __init__(self, shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> None:
-        self._text = _source(shape, shapes, strides, tuple(map(tuple, instructions)))
+    def __init__(
+        self,
+        shape: Sizes,
+        shapes: Sequence[Sizes],
+        strides: Sequence[Sizes],
+        instructions: Instructions,
+        turned: Collection[int] = (),
+    ) -> None:
+        self._text = _source(shape, shapes, strides, tuple(map(tuple, instructions)), turned)
+        self.gated = None if turned or len(shapes) != 3 else _gated(instructions)
+        self.number = float(instructions[0][3]) if [i[0] for i in instructions] == ["add_scalar"] else None
         self._size = math.prod(shape)
         self.kind = self._text
         self.is_sum = len(shapes) == 2 and [tuple(i[:3]) for i in instructions] in ([("add", 0, 1)], [("add", 1, 0)])
@@ -74,13 +107,26 @@ class Chain:
         _compiled(self._text)[(-(-self._size // _BLOCK),)](out, *operands, self._size, _BLOCK, num_warps=4)
 
 
-def _source(shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions) -> str:
+def _gated(instructions: Instructions) -> tuple[int, int, int] | None:
+    if [i[0] for i in instructions] != ["mul", "add"]:
+        return None
+    (_, a, b, _), (_, c, d, _) = instructions
+    other = d if c == 3 else c
+    return (a, b, other) if {a, b, other} == {0, 1, 2} and 3 in (c, d) else None
+
+
+def _source(
+    shape: Sizes, shapes: Sequence[Sizes], strides: Sequence[Sizes], instructions: Instructions, turned: Collection[int]
+) -> str:
     # Indices in 64 bits take twice the registers.
     reach = max((sum((n - 1) * s for n, s in zip(own, steps)) for own, steps in zip(shapes, strides)), default=0)
     wide = ".to(tl.int64)" if max(reach, math.prod(shape)) >= 1 << 31 else ""
     lines = [_HEAD.format(operands=", ".join(f"x{i}" for i in range(len(shapes))), wide=wide)]
     for i, (own, steps) in enumerate(zip(shapes, strides)):
-        lines.append(f"    v{i} = tl.load(x{i} + {_index(shape, own, steps)}, inside).to(tl.float32)\n")
+        at = "(at ^ 1)" if i in turned else "at"
+        lines.append(f"    v{i} = tl.load(x{i} + {_index(shape, own, steps, at)}, inside).to(tl.float32)\n")
+        if i in turned:
+            lines.append(f"    v{i} = tl.where(at % 2 == 0, -v{i}, v{i})\n")
     for number, (code, a, b, value) in enumerate(instructions, len(shapes)):
         if code in _BINARY:
             made = _BINARY[code].format(f"v{a}", f"v{b}")
@@ -103,22 +149,15 @@ def _literal(value: float) -> str:
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
-def _index(shape: Sizes, own: Sizes, steps: Sizes) -> str:
-    """Where an element of the result lies in an operand: neighbouring dimensions are taken together where they can be."""
+def _index(shape: Sizes, own: Sizes, steps: Sizes, place: str) -> str:
+    """Where an element of the result, whose `place` is the name of, lies in an operand."""
     lead = len(shape) - len(own)
     strides = [0] * lead + [0 if n == 1 and shape[lead + i] != 1 else s for i, (n, s) in enumerate(zip(own, steps))]
-    dims: list[list[int]] = []  # (size, stride), outermost first
-    for size, stride in zip(shape, strides):
-        if size == 1:
-            continue
-        if dims and dims[-1][1] == stride * size:
-            dims[-1] = [dims[-1][0] * size, stride]
-        else:
-            dims.append([size, stride])
+    dims = collapsed(shape, strides)
     terms, below = [], 1
     for position, (size, stride) in reversed(list(enumerate(dims))):
         if stride:
-            at = "at" if below == 1 else f"(at // {below})"
+            at = place if below == 1 else f"({place} // {below})"
             at = at if position == 0 else f"({at} % {size})"
             terms.append(at if stride == 1 else f"{at} * {stride}")
         below *= size

@@ -227,25 +227,36 @@ def normalize_kernel(
 
 @triton.jit
 def row_norm_kernel(
-    out, x, plus, residual, weight, bias, rows, columns, apart, eps,
-    RMS: tl.constexpr, SUMS: tl.constexpr, HAS_PLUS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    out, x, plus, residual, gate, weight, bias, factor, addend,
+    rows, columns, apart, eps, span, jump, step, per, period, gates, factors, addends, one, inner, gap,
+    RMS: tl.constexpr, SUMS: tl.constexpr, HAS_PLUS: tl.constexpr, GATED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr, TURNS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Layer norm or RMS norm of some rows of dense (rows, columns).
+    """Layer norm or RMS norm of `rows` rows of `columns` numbers; then ``* (factor + one) + addend``.
 
-    SUMS: of ``x + plus + residual``, plus (columns,), which becomes the first of the two results; they lie so far `apart`.
+    x: rows as `strides.Rows` has them. gate, factor, addend: as `strides.Spread` has them, with rows `gates`, `factors` and
+    `addends` apart.
+    SUMS: of ``x + plus + residual``, or with a gate of ``x * gate + residual``; plus (columns,), residual dense. The sum is the
+    first of two dense results then, which lie so far `apart`.
+    TURNS: what is added is the addend times the pairs of the norm turned, as `rotary` has it.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    own = column < columns
-    inside = (row < rows)[:, None] & own[None, :]
-    at = row[:, None] * columns + column[None, :]
-    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    own, there = column < columns, row < rows
+    inside = there[:, None] & own[None, :]
+    begin = (row // span).to(tl.int64) * jump + (row % span).to(tl.int64) * step
+    at = (row + (row // inner) * gap).to(tl.int64)[:, None] * columns + column[None, :]
+    of = (row // per % period).to(tl.int64)
+    value = tl.load(x + begin[:, None] + column[None, :], inside, 0.0).to(tl.float32)
     # From each row's first number on: constant rows stay without any difference, and far from 0 none is lost.
-    near = tl.load(x + row * columns, row < rows, 0.0).to(tl.float32)
+    near = tl.load(x + begin, there, 0.0).to(tl.float32)
     if SUMS:
+        if GATED:
+            value *= tl.load(gate + of[:, None] * gates + column[None, :], inside, 0.0).to(tl.float32)
+            near *= tl.load(gate + of * gates, there, 0.0).to(tl.float32)
         value += tl.load(residual + at, inside, 0.0).to(tl.float32)
-        near += tl.load(residual + row * columns, row < rows, 0.0).to(tl.float32)
+        near += tl.load(residual + row.to(tl.int64) * columns, there, 0.0).to(tl.float32)
         if HAS_PLUS:
             value += tl.load(plus + column, own, 0.0).to(tl.float32)[None, :]
             near += tl.load(plus).to(tl.float32)
@@ -259,4 +270,29 @@ def row_norm_kernel(
         value *= tl.load(weight + column, own, 0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         value += tl.load(bias + column, own, 0.0).to(tl.float32)[None, :]
+    other = value
+    if TURNS:
+        a, b = tl.split(tl.reshape(value, (ROWS, BLOCK // 2, 2)))
+        other = tl.reshape(tl.join(-b, a), (ROWS, BLOCK))
+    if HAS_FACTOR:
+        value *= tl.load(factor + of[:, None] * factors + column[None, :], inside, 0.0).to(tl.float32) + one
+    if HAS_ADDEND:
+        addition = tl.load(addend + of[:, None] * addends + column[None, :], inside, 0.0).to(tl.float32)
+        if TURNS:
+            addition *= other
+        value += addition
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["rows", "middle", "inner"])
+def move_kernel(
+    out, x, rows, columns, middle, inner, out_0, out_1, out_2, x_0, x_1, x_2, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Rows of `columns` numbers that lie side by side, (outer, middle, inner) of them by strides of either side."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    last, rest = (row % inner).to(tl.int64), row // inner
+    second, first = (rest % middle).to(tl.int64), (rest // middle).to(tl.int64)
+    value = tl.load(x + (first * x_0 + second * x_1 + last * x_2)[:, None] + column[None, :], inside)
+    tl.store(out + (first * out_0 + second * out_1 + last * out_2)[:, None] + column[None, :], value, inside)

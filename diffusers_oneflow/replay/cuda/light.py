@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ...capture import op_name
 from ..lowering import Lowered
-from ..values import Ref
-from . import chains, kernels
+from ..values import Ref, Step
+from . import chains, kernels, rotary
 from .chains import Instructions
 from .table import on_cuda
 
@@ -73,20 +74,18 @@ def chain(
     made = node.meta["val"]
     if not fits(*operands) or made.dtype not in _FLOATS or not chains.expressible(instructions):
         return lowered.in_torch(node, (operands, instructions, dtype), {})
-    run = chains.Chain(tuple(made.shape), [tuple(o.shape) for o in operands], [o.like.stride() for o in operands], instructions)
-    return lowered.step(node, run, tuple(operands), made.shape, made.dtype, "triton chain")
-
-
-@on_cuda("aten.cat.default")
-def cat(lowered: Lowered, node: torch.fx.Node, tensors: Sequence[Ref], dim: int = 0) -> Any:
-    made = node.meta["val"]
-    if len({t.dtype for t in tensors}) > 1 or any(t.shape.numel() == 0 for t in tensors):
-        return lowered.in_torch(node, (tensors, dim), {})
-
-    def run(out: torch.Tensor, *parts: torch.Tensor) -> None:
-        torch.cat(parts, dim, out=out)
-
-    return lowered.step(node, run, tuple(tensors), made.shape, made.dtype, "cat")
+    nodes: Any = node.args[0]
+    for at, own in enumerate(nodes):
+        first = own.args[0][0] if op_name(own) == "aten.cat.default" else own
+        made_by = lowered.value(first).source
+        run = made_by.run if isinstance(made_by, Step) else None
+        if isinstance(run, chains.Absorbs) and (whole := run.absorb(lowered, node, at, operands, instructions)) is not None:
+            return whole
+    sources = {i: lowered.value(source) for i, own in enumerate(nodes) if (source := rotary.turned(own)) is not None}
+    read = [sources.get(i, operand) for i, operand in enumerate(operands)]
+    strides = [ref.like.stride() for ref in read]
+    of_pairs = chains.Chain(tuple(made.shape), [tuple(ref.shape) for ref in read], strides, instructions, [*sources])
+    return lowered.step(node, of_pairs, tuple(read), made.shape, made.dtype, "triton chain")
 
 
 @on_cuda("aten.masked_fill.Tensor")

@@ -14,7 +14,7 @@ _LINEAR = ("oneflow.linear.default", "aten.linear.default")
 _PLAIN = ("none", None, "none")
 _VIEWS = ("view", "reshape", "_unsafe_view", "unsqueeze", "permute", "transpose", "expand", "unflatten", "flatten")
 # Their kernels read rows that do not follow each other; others would have to copy them.
-_TAKE_STRIDES = ("oneflow.attention.default", "oneflow.chain.default")
+_TAKE_STRIDES = ("oneflow.attention.default", "oneflow.chain.default", "aten.rms_norm.default")
 
 
 @dataclass

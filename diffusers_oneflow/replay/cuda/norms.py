@@ -9,13 +9,12 @@ import torch
 
 from ..lowering import Lowered
 from ..values import Ref, Step
-from . import kernels, products
+from . import kernels
 from .chains import Chain
-from .light import blocks, fits, power
+from .light import fits, power
+from .row_norms import row_norm
 from .table import on_cuda
 
-# Numbers that one program of a row norm has in hand where there are enough rows: for so many programs.
-_TILE, _BUSY = 1024, 1024
 # Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
 _HELD, _COLUMNS, _SPLITS = 16384, 64, 64
 # At least so many groups does a program merge, though there may be fewer: each other number would be compiled.
@@ -167,48 +166,6 @@ class Tiles:
         return Tiles(columns, -(-positions // chunk), chunk, rows)
 
 
-def _rows_at_once(rows: int, block: int) -> tuple[int, int]:
-    """Rows of one program of a row norm, and its warps: few warps where there are many rows, the more work for each the fewer."""
-    many = max(1, _TILE // block)
-    if many * _BUSY > rows:
-        return 1, max(1, min(8, block // 256))
-    return many, 1 if block <= _TILE else min(8, block // 512)
-
-
-def _row_norm(
-    lowered: Lowered,
-    node: torch.fx.Node,
-    x: Ref,
-    shape: Sequence[int],
-    weight: Ref | None,
-    bias: Ref | None,
-    eps: float,
-    rms: bool,
-) -> Ref | None:
-    columns = math.prod(shape)
-    if not fits(x, weight, bias) or columns > 16384:
-        return None
-    ends = products.without_ends(lowered, x, columns)
-    x = lowered.contiguous(node, x)
-    rows, block = math.prod(x.shape) // columns, power(columns)
-    many, warps = _rows_at_once(rows, block)
-    plus, residual = ends or (None, None)
-
-    def run(out: torch.Tensor, x: torch.Tensor, plus: _Maybe, residual: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
-        kernels.row_norm_kernel[blocks(rows, many)](
-            out, x, plus, residual, weight, bias, rows, columns, rows * columns, float(eps), rms, residual is not None,
-            plus is not None, weight is not None, bias is not None, many, block, num_warps=warps,
-        )  # fmt: skip
-
-    sizes = x.shape if ends is None else (2, *x.shape)
-    name = "triton rms norm" if rms else "triton layer norm"
-    made = lowered.step(node, run, (x, plus, residual, weight, bias), sizes, x.dtype, name)
-    if ends is None:
-        return made
-    lowered.replace(node.all_input_nodes[0], made.through(lambda t: t[0]))
-    return made.through(lambda t: t[1])
-
-
 @on_cuda("aten.layer_norm.default")
 def layer_norm(
     lowered: Lowered,
@@ -220,7 +177,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Any:
-    made = _row_norm(lowered, node, x, shape, weight, bias, eps, False)
+    made = row_norm(lowered, node, x, shape, weight, bias, eps, False)
     return made or lowered.in_torch(node, (x, shape, weight, bias, eps), {})
 
 
@@ -230,4 +187,4 @@ def rms_norm(
 ) -> Any:
     # On a GPU torch takes the epsilon of the dtype that it computes in, of float16 too.
     value = torch.finfo(torch.float32).eps if eps is None else eps
-    return _row_norm(lowered, node, x, shape, weight, None, value, True) or lowered.in_torch(node, (x, shape, weight, eps), {})
+    return row_norm(lowered, node, x, shape, weight, None, value, True) or lowered.in_torch(node, (x, shape, weight, eps), {})
