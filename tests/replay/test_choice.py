@@ -85,9 +85,9 @@ def file(tmp_path, monkeypatch):
     kept.known.cache_clear()
 
 
-def settled(*steps, shape=(4,)) -> list[int]:
+def settled(*steps, shape=(4,), dtype=torch.float32) -> list[int]:
     """The numbers of the ways that are taken."""
-    out = torch.zeros(shape)
+    out = torch.zeros(shape, dtype=dtype)
     with choice.measuring(0) as session:
         for step in steps:
             step(out)
@@ -201,6 +201,14 @@ def test_a_slow_graph_is_measured_once_and_nothing_kept_that_was_not(monkeypatch
 
 def test_ways_that_round_differently_agree():
     assert settled(Step(3.0, (1.0, 1.004), 2.0)) == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])
+def test_results_that_are_no_floats_are_compared_too(dtype):
+    assert settled(Step(3.0, 2.0), dtype=dtype) == [1]
+    nothing = (1.0, lambda out: None)
+    with pytest.warns(UserWarning, match="left out"):
+        assert settled(Step(nothing, (3.0, 0), (2.0, 0), kind="other"), dtype=dtype) == [2]
 
 
 def test_where_all_are_wrong_torch_computes():

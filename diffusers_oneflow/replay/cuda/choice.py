@@ -19,6 +19,8 @@ SECONDS = 6.0
 _RUNS, _SLOW = 3, 0.3
 # Of the root mean square: bfloat16 rounds to 0.004, and long sums cancel.
 _OFF = 0.05
+# What no kernel makes of integers.
+_NO_RESULT = 111
 # So many numbers of a result are compared.
 _SAMPLE = 1 << 18
 
@@ -114,7 +116,7 @@ def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...], fi
 def _sample(way: Way, args: tuple[Any, ...], fills: bool) -> torch.Tensor:
     """Numbers all over the result, in all of its columns."""
     if fills:  # what is not written shows
-        args[0].fill_(float("nan"))
+        args[0].fill_(float("nan") if args[0].is_floating_point() else _NO_RESULT)
     made = way[0](*args)
     result: torch.Tensor = args[0] if fills else made
     step = max(1, result.numel() // _SAMPLE)
