@@ -29,18 +29,24 @@ class Autocast:
         """A context to capture in. Without torch's table of weights that were cast already, which traces must not fill."""
         return torch.autocast(self.device, self.dtype, cache_enabled=False)
 
-    def refusal(self, module: torch.nn.Module) -> str | None:
+    def refusal(self, module: torch.nn.Module, kernels: str = "native") -> str | None:
         """Why a module stays in torch: on a GPU weights of another dtype would be cast again in every call.
 
-        On the CPU there are copies of them, which are as the weights are (`passes.cast_weights`).
+        On the CPU the kernel pack has copies of them, which are as the weights are (`passes.cast_weights`).
+
+        Args:
+            kernels: of `OneFlowConfig`.
         """
-        if self.device == "cpu":
+        half = self.dtype != torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        if self.device == "cpu" and kernels == "native" and half:
             return None
         for path, sub in module.named_modules():
             for name, weight in sub.named_parameters(recurse=False) if isinstance(sub, _CAST) else ():
                 if weight.dtype != self.dtype and weight.is_floating_point() and weight.ndim > 1:
                     wanted, held = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, weight.dtype))
                     where = f"{path}.{name}".removeprefix(".")
+                    if self.device == "cpu":
+                        return f"torch.autocast is on, and {kernels} kernels do not cast {where} of {held} to {wanted} here"
                     return f"torch.autocast is on, and would cast {where} of {held} in every call: load the model in {wanted}"
         return None
 

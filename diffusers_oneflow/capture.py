@@ -35,6 +35,7 @@ class Program:
         constants: placeholder name -> tensor that the module's code made while it was traced.
         outputs: per output tensor the node that makes it.
         result: what `forward` returned, flattened (`signature.Flat`), for rebuilding it.
+        on_cpu: per output, whether torch leaves it on the CPU.
         seconds: seconds by stage of capture.
     """
 
@@ -44,6 +45,7 @@ class Program:
     constants: dict[str, torch.Tensor]
     outputs: list[torch.fx.Node]
     result: Any
+    on_cpu: list[bool] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -259,7 +261,8 @@ def _program(exported: torch.export.ExportedProgram, result: signature.Flat) -> 
     outputs = list(output.args[0])
     if not all(isinstance(o, torch.fx.Node) for o in outputs):
         raise Unsupported("an output", "forward returns something that is no tensor")
-    return Program(exported.graph, inputs, weights, constants, outputs, result)
+    on_cpu = ["val" in o.meta and o.meta["val"].device.type == "cpu" for o in outputs]
+    return Program(exported.graph, inputs, weights, constants, outputs, result, on_cpu)
 
 
 @contextlib.contextmanager

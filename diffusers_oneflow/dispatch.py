@@ -159,7 +159,7 @@ class Dispatcher:
         casting = autocast.current(structure.device)
         if casting is not None:
             if casting not in structure.castings:
-                structure.castings[casting] = casting.refusal(module)
+                structure.castings[casting] = casting.refusal(module, self.config.kernels)
             if reason := structure.castings[casting]:
                 return reason, None, None
         if structure.refusal:

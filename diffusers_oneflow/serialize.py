@@ -82,6 +82,7 @@ def dumps(program: Program, rewrites: Sequence[Any] = (), live: Sequence[torch.T
         "live": known,
         "outputs": [index[node] for node in program.outputs],
         "result": _write_spec(program.result.spec),
+        "on_cpu": program.on_cpu,
         "passes": [[r.name, r.applied, r.near_misses] for r in rewrites],
     }
     tensors = {str(i): _whole(t) for i, t in constants.items() if i not in known}
@@ -135,7 +136,8 @@ def _read(data: bytes, live: Sequence[torch.Tensor]) -> tuple[Program, list[Pass
     constants = {_placeholder(nodes, i): known[i] if i in known else tensors[str(i)] for i in document["constants"]}
     weights = {_placeholder(nodes, int(i)): _text(name) for i, name in document["weights"].items()}
     inputs = [_placeholder(nodes, i) for i in document["inputs"]]
-    program = Program(graph, inputs, weights, constants, outputs, signature.Flat(_read_spec(document["result"])))
+    on_cpu = list(map(bool, document["on_cpu"]))
+    program = Program(graph, inputs, weights, constants, outputs, signature.Flat(_read_spec(document["result"])), on_cpu)
     return program, [Pass(*made) for made in document["passes"]]
 
 

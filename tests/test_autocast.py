@@ -57,6 +57,14 @@ def test_weights_that_would_be_cast_are_refused(small):
     assert autocast.Autocast("cpu", torch.bfloat16).refusal(small) is None
 
 
+@pytest.mark.parametrize("dtype, kernels, able", [(torch.float16, "native", False), (torch.bfloat16, "oneflow", True)])
+def test_where_no_kernel_casts_a_model_is_not_even_captured(small, monkeypatch, dtype, kernels, able):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: able)
+    state, said = autocast.Autocast("cpu", dtype), "kernels do not cast conv.weight of float32 to"
+    assert said in state.refusal(small.float(), kernels) and state.refusal(small.to(dtype), kernels) is None
+    assert autocast.Autocast("cpu", torch.bfloat16).refusal(small.float()) is None
+
+
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float32])
 def test_a_model_runs_on_oneflow(small, held):
     small.to(held)
@@ -117,7 +125,7 @@ def test_graphs_with_and_without_autocast_share_a_model(small):
 
 
 def test_what_is_refused_runs_in_torch_and_says_why(small, monkeypatch):
-    monkeypatch.setattr(autocast.Autocast, "refusal", lambda self, module: "load the model in bfloat16")
+    monkeypatch.setattr(autocast.Autocast, "refusal", lambda self, module, kernels: "load the model in bfloat16")
     attach(small, "small", OneFlowConfig(progress=False, cache=None))
     x, scale = torch.randn(2, 3, 8, 8), torch.tensor(1.5)
     with torch.autocast("cpu", torch.bfloat16), pytest.warns(FallbackWarning, match="load the model in bfloat16"):

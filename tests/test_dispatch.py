@@ -338,11 +338,13 @@ def test_gradients_run_in_torch(block):
     assert block[0].weight.grad is not None
 
 
-def test_autocast_runs_in_torch(block):
-    attached(block)
+def test_autocast_with_oneflows_own_kernels_runs_in_torch(block):
+    attached(block, kernels="oneflow")
     x = torch.randn(1, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16), pytest.warns(FallbackWarning, match="autocast"):
+    said = "autocast is on, and oneflow kernels do not cast .* of float32 to bfloat16 here"
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(FallbackWarning, match=said):
         assert block(x).dtype == torch.bfloat16
+    assert dispatcher_of(block).record.built == 0
 
 
 def test_graphs_are_dropped_by_least_recent_use(block):

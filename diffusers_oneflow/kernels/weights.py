@@ -183,19 +183,23 @@ class WeightStore:
         dtype: torch.dtype,
         pack: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> int:
-        if pack is None or dtype not in self._packs:
+        cast = dtype != tensor.dtype
+        # What has to be copied anyway is packed.
+        if pack is None or not (cast or dtype in self._packs):
             key, pack = ("plain", id(tensor)), _of_images
         key = (*key, dtype)
         if key not in self._slots:
-            slot = self._slots[key] = next(_numbers)
-            tensor = tensor.detach()
-            self._kept.append(tensor)  # ids must not be used again
-            if pack is _of_images and dtype == tensor.dtype:
+            slot, tensor = next(_numbers), tensor.detach()
+            if pack is _of_images and not cast:
                 _set(slot, _of_images(tensor))
             else:
                 releases = self.releases and pack is _pack_filter
-                packed = self._packed[key] = _Packed(slot, tensor, dtype, pack, stays=not releases)
+                packed = _Packed(slot, tensor, dtype, pack, stays=not releases)
+                # Not every processor can: of what failed nothing is known afterwards.
                 self._scattered.append(packed.fill())
+                self._packed[key] = packed
+            self._kept.append(tensor)  # ids must not be used again
+            self._slots[key] = slot
         return self._slots[key]
 
     def watch(self) -> None:

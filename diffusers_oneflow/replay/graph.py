@@ -60,7 +60,8 @@ class ReplayGraph:
         self.steps = lowered.steps
         self._sources = self._sort_outputs(lowered)
         made = [ref for ref in self._sources if isinstance(ref, Ref)]
-        self._on_cpu = [_is_on_cpu(n) for n, source in zip(program.outputs, self._sources) if isinstance(source, Ref)]
+        on_cpu = program.on_cpu or [False] * len(self._sources)
+        self._on_cpu = [there for there, source in zip(on_cpu, self._sources) if isinstance(source, Ref)]
         self._groups, self._rest = early.split(self.steps, 0 if self._positions[0] == 0 else None)
         self.plan = plan.make(self._rest, [meta(t) for t in self._inputs], made, stage)
         device.require(self.plan.bytes + sum(ref.like.nbytes for ref in made))
@@ -190,12 +191,6 @@ def _last_uses(steps: list[Step], outputs: list[Ref]) -> dict[Step, list[Step]]:
         if source not in kept:
             uses.setdefault(step, []).append(source)
     return uses
-
-
-def _is_on_cpu(node: torch.fx.Node) -> bool:
-    """Whether torch leaves a result there, whatever computes it."""
-    made = node.meta.get("val")
-    return isinstance(made, torch.Tensor) and made.device.type == "cpu"
 
 
 def _count(steps: list[Step]) -> dict[str, Counter[str]]:

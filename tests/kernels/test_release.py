@@ -139,9 +139,9 @@ def test_a_fallback_to_torch_reads_them_and_they_are_dropped_again():
     expected, fast = module(image()), None
     attached(module)
     fast, full = module(image()), released(module)
-    with torch.autocast("cpu", enabled=True), warnings.catch_warnings():
+    with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
-        module(image())
+        module(image().requires_grad_())
     assert released(module) < full / 2
     assert torch.equal(module._call_impl(image()), expected)
     assert torch.equal(module(image()), fast) and released(module) == full

@@ -44,6 +44,29 @@ def one_element(p):
     p.data.view(-1)[-1] += 3.0
 
 
+def test_of_what_cannot_be_packed_nothing_is_known():
+    from diffusers_oneflow.kernels.weights import WeightStore
+
+    store, weight, fails = WeightStore(), torch.randn(4, 4), [True]
+
+    def pack(w):
+        if fails.pop():
+            raise RuntimeError("planted")
+        return w.contiguous()
+
+    for known in (0, 1):
+        fails.append(not known)
+        if known:
+            assert store._slot(("linear", 1), weight, torch.bfloat16, pack) >= 0
+        else:
+            with pytest.raises(RuntimeError, match="planted"):
+                store._slot(("linear", 1), weight, torch.bfloat16, pack)
+        assert len(store._slots) == len(store._packed) == known
+        store.watch()
+        store.refresh()
+    store.close()
+
+
 @pytest.mark.parametrize("write", [into_data, into_memory, by_loading, one_element])
 @pytest.mark.parametrize("weights", ["packed", "shared"])
 @pytest.mark.parametrize("name", ["conv.weight", "conv.bias", "linear.weight", "linear.bias"])

@@ -72,8 +72,11 @@ def test_a_rotation_of_normed_heads(columns, dtype):
     close(made, normed * cos.double() + turned(normed) * sin.double(), dtype)
 
 
-def test_norms_that_write_side_by_side():
-    b, heads, columns, sizes = 2, 3, 8, (2, 5)
+@pytest.mark.parametrize("heads", [3, 1])
+@pytest.mark.parametrize("sizes", [(2, 5), (1, 6), (6, 1)])
+@pytest.mark.parametrize("b", [2, 1])
+def test_norms_that_write_side_by_side(b, sizes, heads):
+    columns = 8
     xs = [numbers(b, n, heads, columns, seed=n) for n in sizes]
     weights = [numbers(columns, seed=i) for i in (7, 8)]
     cos, sin = numbers(7, columns, seed=3), numbers(7, columns, seed=4)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import diffusers_oneflow
-from diffusers_oneflow import OneFlowConfig, budget, capture, dispatch, lowering, passes, signature
+from diffusers_oneflow import OneFlowConfig, budget, capture, dispatch, lowering, passes, serialize, signature
 from diffusers_oneflow.backend import attach, dispatcher_of
 from diffusers_oneflow.capture import as_it_is
 from diffusers_oneflow.errors import Unsupported
@@ -321,3 +321,22 @@ def test_what_the_code_makes_is_made_where_the_graph_is(kwargs):
     lowered = Lowered(made, {}, {"x": torch.empty(3, device="meta")}, devices.Plain("meta"))
     (_, of_full), (of_moved, _) = (step.args for step in lowered.steps)
     assert of_full["device"] == of_moved[1] == torch.device("meta")
+
+
+class LeavesOnCpu(nn.Module):
+    def forward(self, x, n):
+        return x.sin(), n + 1, (n * 2.0).exp()
+
+
+def test_what_torch_leaves_on_the_cpu_is_noted_and_survives_the_passes_and_the_disk():
+    tensors = [torch.ones(3), torch.arange(3)]
+    made = program_of(LeavesOnCpu(), *tensors)
+    assert made.on_cpu == [True] * 3
+    made.on_cpu = [False, True, True]  # as on a GPU
+    passes.run(made, native=True)
+    read, _ = serialize.loads(serialize.dumps(made))
+    assert read.on_cpu == [False, True, True]
+    graph = ReplayGraph(read, {}, tensors, devices.Plain("cpu"))
+    assert graph._on_cpu == read.on_cpu
+    for ours, expected in zip(graph(tensors), LeavesOnCpu()(*tensors)):
+        torch.testing.assert_close(ours, expected)

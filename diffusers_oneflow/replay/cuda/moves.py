@@ -14,6 +14,8 @@ from .table import on_cuda
 
 # Numbers that one program moves, and those of one row at most; dimensions around the rows that it knows.
 _TILE, _WIDEST, _OUTER = 4096, 2048, 3
+# Of CUDA, in the second dimension of a grid.
+_MOST_BLOCKS = 65535
 
 
 def rows_of(out: torch.Tensor, x: torch.Tensor) -> tuple[list[int], list[int], list[int]] | None:
@@ -48,6 +50,9 @@ def move(out: torch.Tensor, x: torch.Tensor) -> None:
     wide = min(_WIDEST, power(columns))
     high = min(_TILE // wide, power(rows))
     grid = (-(-rows // high), -(-columns // wide))
+    if grid[1] > _MOST_BLOCKS:
+        out.copy_(x)
+        return
     kernels.move_kernel[grid](out, x, rows, columns, middle, inner, *ours[:3], *theirs[:3], high, wide, num_warps=8)
 
 

@@ -67,6 +67,6 @@ def rotation(node: torch.fx.Node, at: int, instructions: Instructions) -> tuple[
     products = [set(i[1:3]) for i in instructions[:2]]
     for own, other in (products, products[::-1]):
         turns = [i for i in other if i < len(operands) and turned(operands[i]) is operands[at]]
-        if at in own and len(own) == len(other) == 2 and len(turns) == 1:
+        if at in own and len(own) == len(other) == 2 and len(turns) == 1 and max(*own, *other) < len(operands):
             return next(iter(own - {at})), next(iter(other - {*turns}))
     return None
