@@ -70,8 +70,8 @@ class RowNorm:
         """Fill `out` (..., columns), in the order of the rows, a part of a dense tensor; or (2, ..., columns) with a residual."""
         block = power(self.columns)
         many, warps = _rows_at_once(self.rows, block)
-        # So many rows follow each other in `out`, and so many of other parts follow them. One dimension may have gaps too.
-        dims = collapsed(out.shape[:-1], out.stride()[:-1])
+        # So many rows follow each other in `out`, and then so many of other parts, if it is a part: whose rows are as long.
+        dims = [] if out.is_contiguous() else collapsed(out.shape[:-1], out.stride()[:-1])
         inner = dims[-1][0] if len(dims) > 1 else 1
         gap = dims[0][1] // self.columns - inner if dims else 0
         kernels.row_norm_kernel[blocks(self.rows, many)](
