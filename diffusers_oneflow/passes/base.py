@@ -69,6 +69,7 @@ def emit(
 CASTS = ("aten.to.dtype", "aten._to_copy.default")
 # What the kernel pack computes in; everything else is left to OneFlow's own ops.
 NATIVE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def is_native(node: torch.fx.Node) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..capture import Program, op_name
-from .base import CASTS, Rewrite, args_of, value
+from .base import CASTS, HALVES, Rewrite, args_of, value
 
 
 def targets(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """The other dtypes that a program may read a weight of `dtype` in."""
-    return (torch.float16, torch.bfloat16) if dtype == torch.float32 else ()
+    return HALVES if dtype == torch.float32 else ()
 
 
 class CastWeights(Rewrite):

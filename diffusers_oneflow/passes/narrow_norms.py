@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from ..capture import Program, op_name
-from .base import CASTS, Rewrite, args_of, emit, sole_user, value
+from .base import CASTS, HALVES, Rewrite, args_of, emit, sole_user, value
 from .channels_last import arguments
 
-_HALVES = (torch.float16, torch.bfloat16)
 # Their arguments, and the eps where it is left out: that of RMS norm depends on the dtype, which was float32.
 _NORMS = {
     "aten.group_norm.default": (("input", "num_groups", "weight", "bias", "eps"), 1e-5),
@@ -30,7 +29,7 @@ class NarrowNorms(Rewrite):
 
     def visit(self, program: Program, node: torch.fx.Node) -> None:
         half = value(node).dtype if op_name(node) in CASTS else None
-        if half not in _HALVES:
+        if half not in HALVES:
             return
         source = args_of(node)[0]
         act = source if op_name(source) in _ACTIVATIONS else None

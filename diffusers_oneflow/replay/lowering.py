@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .devices import Device
 
 # Another shape on the same memory: the shape is that of the node's value.
-_RESHAPES = {
+RESHAPES = {
     "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints",
     "aten.unflatten.int", "aten.view_as.default", "aten.reshape_as.default",
 }  # fmt: skip
@@ -105,9 +105,9 @@ class Lowered:
         if name == "aten.cat.default" and (source := parts.whole(node)) is not None:
             return env[source]
         made = node.meta["val"]
-        if name in _RESHAPES or name in _VIEWS:
+        if name in RESHAPES or name in _VIEWS:
             shape = tuple(made.shape)
-            view = (lambda t: t.view(shape)) if name in _RESHAPES else (lambda t: target(t, *args[1:], **kwargs))
+            view = (lambda t: t.view(shape)) if name in RESHAPES else (lambda t: target(t, *args[1:], **kwargs))
             return self._seen(node, args[0], view)
         if name in _PARTS:
             return tuple(self._seen(node, args[0], _part(node.target, args[1:], kwargs, i)) for i in range(len(made)))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..capture import op_name
+from ..passes.channels_last import arguments
 
 _SPLITS = {"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default"}
 
@@ -14,9 +15,9 @@ def whole(node: torch.fx.Node) -> torch.fx.Node | None:
 
     Flux's blocks take texts and images apart at their end, and join them at their beginning.
     """
-    parts: Any = node.args[0]
     made = node.meta["val"]
-    dim = _argument(node, 1, "dim") % made.dim()
+    parts, dim = arguments(node, ("tensors", "dim"), (None, 0))
+    dim %= made.dim()
     found, end = None, 0
     for part in parts:
         source, start = _part(part, dim)
@@ -33,18 +34,11 @@ def _part(node: torch.fx.Node, dim: int) -> tuple[torch.fx.Node | None, int]:
     if node.op != "call_function" or node.kwargs:
         return None, 0
     if op_name(node) == "aten.slice.Tensor":
-        source: torch.fx.Node = args[0]
-        size, start = source.meta["val"].shape[dim], _argument(node, 2, "start") or 0
-        begin = min(max(start + size, 0) if start < 0 else start, size)
-        along, step = _argument(node, 1, "dim") % source.meta["val"].dim(), args[4] if len(args) > 4 else 1
-        return (source, begin) if (along, step) == (dim, 1) else (None, 0)
+        source, along, start, end, step = arguments(node, ("self", "dim", "start", "end", "step"), (None, 0, None, None, 1))
+        begin, _, _ = slice(start, end).indices(source.meta["val"].shape[dim])
+        return (source, begin) if (along % source.meta["val"].dim(), step) == (dim, 1) else (None, 0)
     if "getitem" in str(node.target) and op_name(args[0]) in _SPLITS and not args[0].kwargs:
-        source = args[0].args[0]
-        if _argument(args[0], 2, "dim") % source.meta["val"].dim() == dim:
+        source, _, along = arguments(args[0], ("self", "", "dim"), (None, None, 0))
+        if along % source.meta["val"].dim() == dim:
             return source, sum(part.shape[dim] for part in args[0].meta["val"][: args[1]])
     return None, 0
-
-
-def _argument(node: torch.fx.Node, place: int, name: str) -> Any:
-    """A number that is 0 if it is left out."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, 0)

@@ -47,6 +47,12 @@ def test_columns_that_do_not_lie_side_by_side_are_left_to_torch():
     assert torch.equal(out, x)
 
 
+@pytest.mark.parametrize("columns, fits", [(65535 * 2048, True), (65535 * 2048 + 1, False)])
+def test_rows_that_a_grid_has_no_room_for_are_left_to_torch(columns, fits):
+    x = torch.empty(2, 2 * columns, device="meta")[:, :columns]
+    assert (moves.rows_of(torch.empty(2, columns, device="meta"), x) is not None) == fits
+
+
 def test_more_dimensions_than_the_kernel_knows_are_left_to_torch():
     x = numbers(3, 3, 3, 3, 3, 2)[::2, ::2, ::2, ::2, ::2]
     out = torch.zeros(x.shape)

@@ -9,7 +9,7 @@ from ..lowering import Lowered
 from ..values import Ref, dense
 from . import choice, kernels
 from .light import power
-from .strides import descending, ordered
+from .strides import collapsed, descending, ordered
 from .table import on_cuda
 
 # Numbers that one program moves, and those of one row at most; dimensions around the rows that it knows.
@@ -21,22 +21,14 @@ _MOST_BLOCKS = 65535
 def rows_of(out: torch.Tensor, x: torch.Tensor) -> tuple[list[int], list[int], list[int]] | None:
     """Two views of one shape as rows: ``(sizes, strides of out, strides of x)``, with as few dimensions as it takes.
 
-    The last one is that of a row, whose numbers lie side by side in both. None where they do not, or more than four are needed.
+    The last one is that of a row, whose numbers lie side by side in both. None where they do not, where a row has more of them
+    than a grid takes, or where more than four dimensions are needed.
     """
-    sizes: list[int] = []
-    ours: list[int] = []
-    theirs: list[int] = []
-    for size, a, b in reversed(list(zip(out.shape, out.stride(), x.stride()))):
-        if size == 1:
-            continue
-        if sizes and a == ours[0] * sizes[0] and b == theirs[0] * sizes[0]:
-            sizes[0] *= size
-        else:
-            sizes, ours, theirs = [size, *sizes], [a, *ours], [b, *theirs]
-    if not sizes or (ours[-1], theirs[-1]) != (1, 1) or len(sizes) > _OUTER + 1:
+    dims = collapsed(out.shape, out.stride(), x.stride())
+    if not dims or dims[-1][1:] != (1, 1) or len(dims) > _OUTER + 1 or dims[-1][0] > _MOST_BLOCKS * _WIDEST:
         return None
-    lead = _OUTER + 1 - len(sizes)
-    return [1] * lead + sizes, [0] * lead + ours, [0] * lead + theirs
+    sizes, ours, theirs = zip(*[(1, 0, 0)] * (_OUTER + 1 - len(dims)), *dims)
+    return list(sizes), list(ours), list(theirs)
 
 
 def move(out: torch.Tensor, x: torch.Tensor) -> None:
@@ -50,9 +42,6 @@ def move(out: torch.Tensor, x: torch.Tensor) -> None:
     wide = min(_WIDEST, power(columns))
     high = min(_TILE // wide, power(rows))
     grid = (-(-rows // high), -(-columns // wide))
-    if grid[1] > _MOST_BLOCKS:
-        out.copy_(x)
-        return
     kernels.move_kernel[grid](out, x, rows, columns, middle, inner, *ours[:3], *theirs[:3], high, wide, num_warps=8)
 
 

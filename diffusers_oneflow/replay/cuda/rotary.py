@@ -6,11 +6,9 @@ from typing import Any
 import torch
 
 from ...capture import op_name
+from ...passes.channels_last import arguments
+from ..lowering import RESHAPES
 from .chains import Instructions
-
-_VIEWS = {
-    "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.unflatten.int",
-}  # fmt: skip
 
 
 def turned(node: Any) -> torch.fx.Node | None:
@@ -18,7 +16,7 @@ def turned(node: Any) -> torch.fx.Node | None:
 
     Diffusers unbinds the pairs, negates the second numbers, and stacks them the other way round.
     """
-    stack = _argument(node, _VIEWS)
+    stack = _argument(node, RESHAPES)
     if not _is(stack, "aten.stack.default") or len(stack.args[0]) != 2 or not _is_last(stack):
         return None
     negated, first = stack.args[0]
@@ -32,7 +30,7 @@ def turned(node: Any) -> torch.fx.Node | None:
     if not _is(unbound, "aten.unbind.int") or second.args[0] is not unbound or not _is_last(unbound):
         return None
     pairs = unbound.args[0]
-    source = _argument(pairs, _VIEWS)
+    source = _argument(pairs, RESHAPES)
     if source is None or pairs.meta["val"].shape[-1] != 2:
         return None
     whole, made = source.meta["val"], node.meta["val"]
@@ -53,7 +51,7 @@ def _argument(node: Any, ops: set[str]) -> Any:
 
 def _is_last(node: torch.fx.Node) -> bool:
     """Whether things are stacked, or unbound, in the last dimension."""
-    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    _, dim = arguments(node, ("", "dim"), (None, 0))
     made = node.meta["val"]
     ndim: int = made.dim() if isinstance(made, torch.Tensor) else made[0].dim() + 1
     return bool(dim % ndim == ndim - 1)

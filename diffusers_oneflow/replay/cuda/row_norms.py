@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from ...capture import op_name
+from ...passes.channels_last import arguments
 from ..lowering import Lowered
 from ..values import Ref, Step, refs
 from . import kernels, products, rotary
@@ -101,8 +102,7 @@ class RowNorm:
 
     def _joined(self, lowered: Lowered, node: torch.fx.Node, cat: torch.fx.Node, end: "_End") -> Ref | None:
         """A step in whose result all norms that `cat` joins have their places, and ends."""
-        of: Any = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
-        dim: int = of % len(end.shape)
+        dim: int = arguments(cat, ("tensors", "dim"), (None, 0))[1] % len(end.shape)
         order, made, start = self.source.order, [], 0
         for part in cast(Sequence[torch.fx.Node], cat.args[0]):
             ref = lowered.value(part)

@@ -8,16 +8,20 @@ import torch
 from ..values import Ref
 
 
-def collapsed(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(size, stride) of dimensions, outermost first; neighbours are taken together where they can be, and ones left out."""
-    dims: list[tuple[int, int]] = []
-    for size, stride in zip(sizes, strides):
+def collapsed(sizes: Sequence[int], *strides: Sequence[int]) -> list[tuple[int, ...]]:
+    """(size, stride...) of dimensions, outermost first; neighbours are taken together where they can be, and ones left out.
+
+    Args:
+        strides: of one tensor, or of several of these sizes.
+    """
+    dims: list[tuple[int, ...]] = []
+    for size, *own in zip(sizes, *strides):
         if size == 1:
             continue
-        if dims and dims[-1][1] == stride * size:
-            dims[-1] = (dims[-1][0] * size, stride)
+        if dims and list(dims[-1][1:]) == [stride * size for stride in own]:
+            dims[-1] = (dims[-1][0] * size, *own)
         else:
-            dims.append((size, stride))
+            dims.append((size, *own))
     return dims
 
 
