@@ -133,3 +133,50 @@ def test_attention(causal):
         stock, wide = module(x), module.double()(x.double())
     assert error(graph([x])[0], wide) <= max(1.5 * error(stock, wide), 1e-6)
     assert [s.run.name for s in graph.steps if s.own] == ["math"]
+
+
+class Parallel(nn.Module):
+    """Attention and MLP side by side, joined for one layer; then each of two parts of every sequence has a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(48, 24)
+        self.image, self.text = nn.Linear(24, 16), nn.Linear(24, 16, bias=False)
+
+    def forward(self, x):
+        joined = self.out(torch.cat([self.first(x), self.second(x).tanh()], -1)) + torch.cat([x, x[..., :8]], -1)
+        return self.image(joined[:, :4]), self.text(joined[:, 4:])
+
+
+def test_columns_that_are_joined_and_rows_that_lie_apart_are_multiplied_where_they_are():
+    torch.manual_seed(0)
+    module, x = Parallel().eval(), torch.randn(2, 8, 16)
+    graph = graph_of(module, x, device=Interpreted())
+    assert sum("cat" in s.op for s in graph.steps) == 1 and not any("copy" in s.kernel for s in graph.steps)
+    assert sum(s.kernel == "cublasLt" for s in graph.steps) == 6  # two for what is joined
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+
+
+class Repeated(nn.Module):
+    """A layer of rows that no matrix has: one row over and over, every other column, and three dimensions apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        wide = x.tanh()
+        return self.layer(wide[:, :1].expand(-1, 6, -1)[..., :8]), self.layer(wide[..., ::2]), self.layer(wide[:, ::2, :8])
+
+
+def test_rows_that_no_matrix_has_are_copied():
+    torch.manual_seed(0)
+    module, x = Repeated().eval(), torch.randn(3, 6, 16)
+    graph = graph_of(module, x, device=Interpreted())
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)

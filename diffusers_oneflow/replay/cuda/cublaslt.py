@@ -18,6 +18,8 @@ _TRANSA, _EPILOGUE, _BIAS_POINTER, _BIAS_TYPE = 3, 7, 8, 26
 _EPILOGUES = {("none", False): 1, ("relu", False): 2, ("none", True): 4, ("relu", True): 6, ("gelu_tanh", False): 32,
               ("gelu_tanh", True): 36}  # fmt: skip
 _WORKSPACE_BYTES, _REDUCTION_MASK = 1, 3
+# Of a layout: how many matrices there are, and so many numbers from one to the next.
+_BATCH_COUNT, _BATCH_STRIDE = 5, 6
 # Of the matrices a, b, c and d; kernels that need more than there is are left out.
 _ALIGNMENTS, _MOST_ALIGNED = (5, 6, 7, 8), 256
 # Partial sums are added up in float32; in the result's own dtype each would be rounded.
@@ -72,7 +74,8 @@ class Product:
     """``out = act(x @ weight.T + bias) [+ residual]`` for tensors of one shape.
 
     Args:
-        x, weight, out: dense (rows, k), (columns, k), (rows, columns), of one dtype.
+        x, weight, out: (n, rows, k), (columns, k), (n, rows, columns), of one dtype. The numbers of a row lie side by side; rows
+            of `x` and `weight` may lie apart, `out` is dense.
         bias: (columns,) or None.
         residual: as `out`, or None.
 
@@ -92,7 +95,7 @@ class Product:
         residual: torch.Tensor | None,
         act: str,
     ) -> None:
-        (rows, k), columns, dtype = x.shape, weight.shape[0], x.dtype
+        (n, rows, k), columns, dtype = x.shape, weight.shape[0], x.dtype
         self._handle, self._device = _handle(x.device.index), x.device
         self._held: list[tuple[str, c_void_p]] = []
         fast = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
@@ -103,10 +106,10 @@ class Product:
             self._set(_BIAS_TYPE, c_int(_TYPES[bias.dtype]))
             self._set(_BIAS_POINTER, c_void_p(bias.data_ptr()))
         # The library counts by columns: to it the weight is (k, columns), and what is made (columns, rows).
-        sizes = {"a": (k, columns), "b": (k, rows), "d": (columns, rows)}
         self._layouts = {
-            name: self._create("cublasLtMatrixLayoutCreate", c_int(_TYPES[dtype]), c_uint64(m), c_uint64(n), c_int64(m))
-            for name, (m, n) in sizes.items()
+            "a": self._layout(dtype, (k, columns), weight.stride(0), n, 0),
+            "b": self._layout(dtype, (k, rows), x.stride(1), n, x.stride(0)),
+            "d": self._layout(dtype, (columns, rows), columns, n, rows * columns),
         }
         self._beta = c_float(0.0 if residual is None else 1.0)
         places = (weight, x, out if residual is None else residual, out)
@@ -139,6 +142,14 @@ class Product:
             byref(found),
         )  # fmt: skip
         return [r for r in results[: found.value] if r.state == 0]
+
+    def _layout(self, dtype: torch.dtype, size: tuple[int, int], step: int, n: int, jump: int) -> c_void_p:
+        """Of `n` matrices: from column to column it is `step` numbers, and `jump` from matrix to matrix."""
+        made = self._create("cublasLtMatrixLayoutCreate", c_int(_TYPES[dtype]), *map(c_uint64, size), c_int64(step))
+        if n > 1:
+            for attribute, value in ((_BATCH_COUNT, c_int(n)), (_BATCH_STRIDE, c_int64(jump))):
+                _call("cublasLtMatrixLayoutSetAttribute", made, c_int(attribute), byref(value), c_size_t(_size(value)))
+        return made
 
     def _create(self, function: str, *args: Any) -> c_void_p:
         made = c_void_p()

@@ -11,10 +11,11 @@ from ..lowering import Lowered
 from ..values import Ref
 
 _LINEAR = ("oneflow.linear.default", "aten.linear.default")
-_PLAIN = ("none", None, "none")
+# An activation, a residual and a gate that are not there.
+PLAIN = ("none", None, "none")
 _VIEWS = ("view", "reshape", "_unsafe_view", "unsqueeze", "permute", "transpose", "expand", "unflatten", "flatten")
 # Their kernels read rows that do not follow each other; others would have to copy them.
-_TAKE_STRIDES = ("oneflow.attention.default", "oneflow.chain.default", "aten.rms_norm.default")
+_TAKE_STRIDES = ("oneflow.attention.default", "oneflow.chain.default", "aten.rms_norm.default", "aten.cat.default")
 
 
 @dataclass
@@ -70,7 +71,7 @@ def _run(lowered: Lowered, node: torch.fx.Node) -> list[_Layer]:
 
 
 def _layer(lowered: Lowered, node: torch.fx.Node, source: torch.fx.Node) -> _Layer | None:
-    if op_name(node) not in _LINEAR or node.args[0] is not source or tuple(node.args[3:]) not in ((), _PLAIN) or node.kwargs:
+    if op_name(node) not in _LINEAR or node.args[0] is not source or tuple(node.args[3:]) not in ((), PLAIN) or node.kwargs:
         return None
     weight, bias = (lowered.weight(a) for a in (*node.args[1:3], None)[:2])
     given = len(node.args) > 2 and node.args[2] is not None
