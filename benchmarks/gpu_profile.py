@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -66,24 +67,26 @@ def counted_ops() -> Iterator[list[dict[str, Any]]]:
 
 
 def _ops(program: Program, places: list[Place]) -> list[dict[str, Any]]:
-    """Nodes of the program and steps for one op in one line of the module come in the same order."""
+    """Each step with its arithmetic: that of the nodes for the same op in the same line of the module, in equal parts.
+
+    Layers that are computed together have one step, in the line of the first: what has none is spread over all of that op.
+    """
     from diffusers_oneflow.capture import op_name, where
 
-    counts: dict[tuple[str, str], list[int | None]] = {}
+    counted: dict[tuple[str, str], int] = {}
     for node in program.graph.nodes:
         if node.op == "call_function":
             operands = [getattr(a, "meta", {}).get("val") for a in node.args]
-            counts.setdefault((op_name(node), where(node)), []).append(flops(op_name(node), operands, node.meta.get("val")))
-    steps: dict[tuple[str, str], list[Place]] = {}
-    for place in places:
-        if not place.kernel.endswith("copy"):
-            steps.setdefault((place.op, place.where), []).append(place)
-    known: dict[int, int | None] = {}
-    for key, same in steps.items():
-        if len(same) == len(counts.get(key, ())):
-            known.update(zip(map(id, same), counts[key]))
+            key = op_name(node), where(node)
+            counted[key] = counted.get(key, 0) + (flops(op_name(node), operands, node.meta.get("val")) or 0)
+    heavy = [p for p in places if _of(p.kernel) in _OPS]
+    steps = Counter((p.op, p.where) for p in heavy)
+    shares = {id(p): counted.get((p.op, p.where), 0) / steps[p.op, p.where] for p in heavy}
+    for op in {p.op for p in heavy}:
+        total, given = sum(n for key, n in counted.items() if key[0] == op), sum(shares[id(p)] for p in heavy if p.op == op)
+        shares |= {id(p): shares[id(p)] * total / given for p in heavy if p.op == op and given}
     return [
-        {"op": p.op, "kernel": p.kernel, "where": p.where, "bytes": p.bytes, "flops": known.get(id(p)) or 0} for p in places
+        {"op": p.op, "kernel": p.kernel, "where": p.where, "bytes": p.bytes, "flops": shares.get(id(p), 0)} for p in places
     ]  # fmt: skip
 
 
@@ -97,14 +100,16 @@ def profile(
         reached: `limits`.
 
     Returns:
-        ``step_ms``; ``busy_ms`` in which a kernel ran; ``idle_ms``, the rest; ``kernels``, a row for each name, the
-        slowest first; ``classes``, a row for each kind with its floors in ms.
+        ``step_ms``, of calls one after the other; of the one that was recorded, which stands alone and so may run at a higher
+        clock, ``busy_ms`` in which a kernel ran, and ``idle_ms`` between them; ``kernels``, a row for each name, the slowest
+        first; ``classes``, a row for each kind with its floors in ms.
     """
     step()
     runs = sorted((device.events(step) for _ in range(times)), key=_busy)
     events = runs[times // 2]
     took = common.summarize([device.milliseconds(step, 5) for _ in range(5)])
     busy = _busy(events) / 1000
+    span = (max(e.start + e.us for e in events) - events[0].start) / 1000 if events else 0.0
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
         row = rows.setdefault(event.name, {"kernel": event.name, "class": kind(event.name), "count": 0, "us": 0.0})
@@ -114,7 +119,7 @@ def profile(
     return {
         "step_ms": took,
         "busy_ms": busy,
-        "idle_ms": took.median - busy,
+        "idle_ms": span - busy,
         "kernels": kernels,
         "classes": _classes(kernels, ops, reached),
     }
@@ -131,7 +136,7 @@ def _classes(kernels: list[dict[str, Any]], ops: list[dict[str, Any]], reached: 
         made[row["class"]]["count"] += row["count"]
         made[row["class"]]["ms"] += row["us"] / 1000
     for name, row in made.items():
-        same = [op for op in ops if _of(op) == name]
+        same = [op for op in ops if _of(op["kernel"]) == name]
         arithmetic, memory = _floors(same, reached)
         row["flops"] = sum(op["flops"] for op in same)
         row["bytes"] = sum(op["bytes"] for op in same)
@@ -141,11 +146,11 @@ def _classes(kernels: list[dict[str, Any]], ops: list[dict[str, Any]], reached: 
     return list(made.values())
 
 
-def _of(op: dict[str, Any]) -> str:
+def _of(kernel: str) -> str:
     """The kind of kernel that a step of this package runs."""
-    if op["kernel"].endswith("copy"):
+    if kernel.endswith("copy"):
         return "copy"
-    return next((name for name, pattern in _OPS.items() if re.search(pattern, op["kernel"])), "other")
+    return next((name for name, pattern in _OPS.items() if re.search(pattern, kernel)), "other")
 
 
 def _floors(ops: list[dict[str, Any]], reached: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -170,7 +175,7 @@ def show(title: str, found: dict[str, Any]) -> None:
         for row in found["classes"]
     ]
     rows.append(("(idle)", "", f"{found['idle_ms']:.3f}", "", "", ""))
-    note = f"step {found['step_ms'].show(1, 3)} ms, of which kernels run in {found['busy_ms']:.3f} ms"
+    note = f"step {found['step_ms'].show(1, 3)} ms; in the one of the table kernels run for {found['busy_ms']:.3f} ms"
     common.table(title, ("kind", "kernels", "ms", "arithmetic ms", "memory ms", "floor ms"), rows, note)
     slowest = [(row["kernel"][:100], row["class"], str(row["count"]), f"{row['us']:.0f}") for row in found["kernels"][:_SHOWN]]
     common.table(f"{title}: the slowest of {len(found['kernels'])} kernels", ("kernel", "kind", "count", "us"), slowest)

@@ -105,14 +105,18 @@ class Cuda(Plain):
         return cuda.TABLE.get(op)
 
     def wake(self) -> None:
-        """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds."""
+        """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds.
+
+        Flash attention 4 after that, where it is installed.
+        """
 
         def load() -> None:
             with contextlib.suppress(Exception):  # it fails again where it is needed, and says so
-                from .cuda import memsets
+                from .cuda import flash, memsets
 
                 with torch.cuda.device(self.torch):
                     memsets.load()
+                flash.usable(self.torch)
 
         if not self._awake:
             self._awake = True
@@ -250,7 +254,7 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
 
 def libraries() -> str:
     """What computes on an NVIDIA GPU here, and in whose place torch's own ops do."""
-    from .cuda import cublaslt, cudnn
+    from .cuda import cublaslt, cudnn, flash
 
     found = []
     for name, load, instead in (
@@ -262,7 +266,8 @@ def libraries() -> str:
             found.append(name)
         except (OSError, TypeError):  # not there, or a torch without it
             found.append(f"{instead} ({name} does not load)")
-    return ", ".join([*found, "torch's attention", "Triton"])
+    four = ["flash attention 4"] if flash.usable(torch.device("cuda")) else []
+    return ", ".join([*found, "torch's attention", *four, "Triton"])
 
 
 @functools.cache

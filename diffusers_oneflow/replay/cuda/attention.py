@@ -1,4 +1,5 @@
-"""Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them."""
+"""Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them, and
+of flash attention 4 where that is installed."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch.nn.attention import SDPBackend
 
 from ..lowering import Lowered
 from ..values import Ref
-from . import choice
+from . import choice, flash
 from .table import on_cuda
 
 _aten = torch.ops.aten
@@ -83,9 +84,10 @@ class Ways(choice.Ways):
         self.kind = (heads, causal, scale)
 
     def prepare(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
-        """Let cuDNN compile while others compile in other threads: eight kinds take 2.8 s on an H200."""
+        """Let cuDNN, and flash attention 4, compile while others do in other threads: eight kinds take 2.8 s on an H200."""
         if mask is None:
-            self._ways(q, k, v, mask)[0][0](q, k, v, mask)
+            for run, _ in self._ways(q, k, v, mask)[: 1 + self._by_flash(q, k, mask)]:
+                run(q, k, v, mask)
 
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
@@ -96,7 +98,18 @@ class Ways(choice.Ways):
     def _ways(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> list[choice.Way]:
         # What torch says it is not for may compute anything, or end the process.
         given = SDPAParams(self._by_head(q), self._by_head(k), self._by_head(v), mask, 0.0, self._causal, False)
-        return [(functools.partial(self._run, backend), backend.name.lower()) for backend in usable(given, q.is_cuda)]
+        able = usable(given, q.is_cuda)
+        found: list[choice.Way] = [(functools.partial(self._run, backend), backend.name.lower()) for backend in able]
+        if self._by_flash(q, k, mask):
+            found.insert(min(1, len(found) - 1), (self._flash, "flash_attention_4"))
+        return found
+
+    def _by_flash(self, q: torch.Tensor, k: torch.Tensor, mask: _Maybe) -> bool:
+        return flash.fits(self._by_head(q), self._by_head(k), mask, self._causal)
+
+    def _flash(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
+        q, k, v = (self._by_head(x).transpose(1, 2) for x in (q, k, v))
+        return flash.attention(q, k, v, self._causal, self._scale).flatten(2)
 
     def _by_head(self, x: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = x.unflatten(-1, (self._heads, -1)).transpose(1, 2)

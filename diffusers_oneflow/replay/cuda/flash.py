@@ -1,0 +1,56 @@
+"""Flash attention 4, which is faster than cuDNN's for long sequences; used where the package flash-attn-4 is installed."""
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Multiplications and additions from which it may be worth the 1.5 to 2 seconds that it takes to compile, for each size of heads.
+_LEAST = 1e10
+# Generations of GPUs that it was tried on.
+_TRIED = (9,)
+# Sizes of heads: multiples of the one, up to the other.
+_STEP, _WIDEST = 8, 256
+
+
+@functools.cache
+def function() -> Callable[..., Any] | None:
+    """``flash_attn_func(q, k, v, softmax_scale=, causal=)`` of tensors (n, rows, heads, width); None where it does not import."""
+    try:
+        found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
+    except Exception:  # not installed, or not with what it is built on
+        return None
+    return found
+
+
+def usable(device: torch.device) -> bool:
+    """Whether it was tried on GPUs like this one, and imports here; the first time that takes seconds."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in _TRIED and function() is not None
+
+
+def fits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> bool:
+    """Whether it computes this and may gain by it.
+
+    Args:
+        q, k: (n, heads, rows, width) and (n, heads, keys, width).
+    """
+    if mask is not None or q.dtype not in (torch.float16, torch.bfloat16) or (causal and q.shape[-2] != k.shape[-2]):
+        return False
+    width = q.shape[-1]
+    large = 4.0 * q.numel() * k.shape[-2] >= _LEAST
+    return large and width % _STEP == 0 and width <= _WIDEST and usable(q.device)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None) -> torch.Tensor:
+    """(n, rows, heads, width) from q, k, v of (n, rows or keys, heads, width). Raises RuntimeError where it does not import."""
+    flash = function()
+    if flash is None:
+        raise RuntimeError("the package flash-attn-4 does not import")
+    with warnings.catch_warnings():  # its compiler has much to say
+        warnings.simplefilter("ignore")
+        made = flash(q, k, v, softmax_scale=scale, causal=causal)
+    result: torch.Tensor = made[0] if isinstance(made, tuple) else made
+    return result

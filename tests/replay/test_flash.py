@@ -1,0 +1,72 @@
+"""Flash attention 4 among the ways to compute attention; the package itself needs a GPU."""
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_oneflow.replay.cuda import attention, flash
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A package that computes the same in float32, whose calls are kept, on a GPU of the right kind."""
+    calls = []
+
+    def flash_attn_func(q, k, v, softmax_scale=None, causal=False):
+        calls.append((tuple(q.shape), q.is_contiguous()))
+        q, k, v = (t.transpose(1, 2).float() for t in (q, k, v))
+        made = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale)
+        return made.transpose(1, 2).to(torch.float16).contiguous(), None
+
+    package = types.ModuleType("flash_attn.cute")
+    package.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", package)
+    monkeypatch.setattr(flash, "usable", lambda device: True)
+    flash.function.cache_clear()
+    yield calls
+    flash.function.cache_clear()
+
+
+def tensors(rows, keys, heads, width, dtype=torch.float16):
+    torch.manual_seed(0)
+    return [torch.randn(1, n, heads * width, dtype=dtype) for n in (rows, keys, keys)]
+
+
+@pytest.mark.parametrize(("causal", "scale"), [(False, None), (True, None), (False, 0.3)])
+def test_it_is_one_of_the_ways_for_long_sequences(installed, monkeypatch, causal, scale):
+    monkeypatch.setattr(flash, "_LEAST", 4.0 * 24 * 24 * 32)
+    given = tensors(24, 24, 4, 8)
+    ways = attention.Ways(4, causal, scale)._ways(*given, None)
+    # After the likeliest, and never what is kept for where nothing else works.
+    assert [name for _, name in ways].index("flash_attention_4") == min(1, len(ways) - 2)
+    made = {name: run(*given, None).float() for run, name in ways}
+    assert all((other - made["math"]).norm() <= 2e-3 * made["math"].norm() for other in made.values())
+    assert installed == [((1, 24, 4, 8), True)]
+    short = attention.Ways(4, causal, scale)._ways(*(t[:, :23] for t in given), None)
+    assert "flash_attention_4" not in [name for _, name in short]
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [({}, True), ({"mask": True}, False), ({"dtype": torch.float32}, False), ({"width": 12}, False), ({"width": 264}, False),
+     ({"causal": True}, True), ({"causal": True, "keys": 5000}, False), ({"keys": 5000}, True), ({"rows": 16}, False)],
+)  # fmt: skip
+def test_what_it_is_for(installed, change, fits):
+    asked = {"rows": 4096, "keys": 4096, "width": 64, "dtype": torch.float16, "mask": False, "causal": False} | change
+    q, k = (torch.empty(2, 10, n, asked["width"], dtype=asked["dtype"], device="meta") for n in (asked["rows"], asked["keys"]))
+    assert flash.fits(q, k, torch.empty(1) if asked["mask"] else None, asked["causal"]) is fits
+
+
+def test_where_it_is_not_installed_torch_has_the_rest(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    flash.function.cache_clear()
+    try:
+        assert flash.function() is None and not flash.usable(torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="flash-attn-4 does not import"):
+            flash.attention(*(t.unflatten(-1, (4, 8)) for t in tensors(4, 4, 4, 8)), False, None)
+    finally:
+        flash.function.cache_clear()
