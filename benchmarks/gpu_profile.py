@@ -183,7 +183,7 @@ def show(title: str, found: dict[str, Any]) -> None:
 
 def plotted(found: dict[str, Any]) -> dict[str, Any]:
     """The same as `plots.profile` takes it: a row for each of the slowest kernels, the others in one."""
-    step, kernels = found["step_ms"].median, found["kernels"]
+    step, kernels = found["busy_ms"] + found["idle_ms"], found["kernels"]
     few = [(row["kernel"][:60], row["class"], row["count"], row["us"] / 1000) for row in kernels[:_SHOWN]]
     if rest := kernels[_SHOWN:]:
         few.append(("the others", "all kinds", sum(r["count"] for r in rest), sum(r["us"] for r in rest) / 1000))
