@@ -68,7 +68,7 @@ def _there(call: Any, place: Place) -> Any:
     args, kwargs = tree_map_only(kinds, moved, (call.args, call.kwargs))
     # Factories make their tensors there.
     if any(a.name == "device" and a.kwarg_only for a in getattr(call.target, "_schema", _NO_SCHEMA).arguments):
-        kwargs.setdefault("device", torch.device(place.device))
+        kwargs["device"] = torch.device(place.device)
     try:
         return harness.Case(call.op, args, kwargs, place.torch_dtype)
     except (RuntimeError, NotImplementedError):
