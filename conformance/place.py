@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffusers_oneflow import OneFlowConfig, dispatch, judged, parity
+from diffusers_oneflow import OneFlowConfig, building, judged, parity
 from diffusers_oneflow.errors import EngineUnavailable
 from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.replay import devices
@@ -170,14 +170,14 @@ def running(place: Place, backend: str) -> Iterator[None]:
         switch.allow_tf32 = False
     # A call is compared with the same call again; some of cuDNN's kernels add in another order each time.
     torch.backends.cudnn.deterministic = True
-    compile = dispatch.Dispatcher._compile
+    compile = building.Builder.compile
     if place.replay:
-        dispatch.Dispatcher._compile = dispatch.Dispatcher._compile_elsewhere  # type: ignore[method-assign]  # put back below
+        building.Builder.compile = building.Builder.compile_elsewhere  # type: ignore[method-assign]  # put back below
     try:
         with judged.judging(backend, place.config()):
             yield
     finally:
-        dispatch.Dispatcher._compile = compile  # type: ignore[method-assign]  # as it was
+        building.Builder.compile = compile  # type: ignore[method-assign]  # as it was
         for switch, before in zip(switches, allowed):
             switch.allow_tf32 = before
         torch.backends.cudnn.deterministic = exact

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from . import autocast, budget, engine, garbage, hoisting, interop, passes, progress, signature, strengths
-from .bound import BoundWeights
+from . import autocast, budget, interop, signature, strengths
+from .building import Builder, attention_backend, is_tracing
 from .calls import Call, Open
-from .capture import Program, capture
 from .config import OneFlowConfig
 from .entries import Entry, Record
-from .errors import EngineUnavailable, FallbackWarning, OneFlowError, Unsupported
-from .graph import ENGINE_LOCK, CompiledGraph, GraphClosed, KernelFailed
-from .kernels import loader
-from .passes import hoist
-from .programs import Programs
-from .retrace import Differs, retrace
+from .errors import FallbackWarning, Unsupported
+from .graph import ENGINE_LOCK, GraphClosed, KernelFailed
+from .kept_graphs import KeptGraphs
 from .structure import Interned, Structure
 
 if TYPE_CHECKING:
     from .parts import Parts
     from .replay.layout import Layout
 
-_tracing = threading.local()
-# How many items of a graph's key are `Call.key`.
-_OF_CALL = 4
-# Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
-_WORTH_HOISTING = 32 << 20
 # The call of a graph from which on its weights are worth being moved: not while first results are waited for.
 _SOON = 3
 # So often graphs are built anew for weights that are elsewhere on a GPU: with offloading they are in every run.
@@ -71,12 +59,9 @@ class Dispatcher:
         self._structure: Structure | None = None
         self._layout: Layout | None = None
         self._interned = Interned()
-        self._graphs: OrderedDict[tuple[Any, ...], Entry | str] = OrderedDict()
-        self._most_open: dict[tuple[Any, ...], Open] = {}
+        self._graphs = KeptGraphs(config.max_graphs)
         self._groups: dict[int, strengths.Groups] = {}
-        self._seen_numbers: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        self._weights = BoundWeights(config)
-        self._programs = Programs(config.cache)
+        self._builder = Builder(path, config)
         budget.join(self)
         self._moves = 0
         self._death = weakref.finalize(module, _forget, weakref.ref(self))
@@ -93,23 +78,23 @@ class Dispatcher:
     @property
     def entries(self) -> list[Entry]:
         """The compiled graphs, least recently used first."""
-        return [e for e in list(self._graphs.values()) if isinstance(e, Entry)]
+        return self._graphs.entries
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of packed copies of weights."""
-        store = self._weights.store
+        store = self._builder.weights.store
         return store.packed_bytes if store is not None else 0
 
     @property
     def released_bytes(self) -> int:
         """Bytes of torch's own weights that are not in memory now."""
-        store = self._weights.store
+        store = self._builder.weights.store
         return store.released_bytes if store is not None else 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self._module()
-        if getattr(_tracing, "on", False) or _is_traced():
+        if is_tracing():
             return module._call_impl(*args, **kwargs)
         reason, call, structure = self._judge(module, args, kwargs)
         while reason is None:
@@ -134,19 +119,17 @@ class Dispatcher:
             if self.parts is not None:
                 self.parts.close()
                 self.parts = None
-            for entry in self.entries:
-                entry.close()
             self._graphs.clear()
-            if self._weights.store is not None:
-                self._weights.store.close()
-            self._weights.drop()
+            weights = self._builder.weights
+            if weights.store is not None:
+                weights.store.close()
+            weights.drop()
             if self._layout is not None:
                 self._layout.undo()
                 self._layout = None
             self._structure, self._interned, self._moves = None, Interned(), 0
-            self._programs.forget()
-            for known in (self._groups, self._most_open, self._seen_numbers):
-                known.clear()
+            self._builder.programs.forget()
+            self._groups.clear()
 
     def _judge(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, Any, Any]:
         """``(reason to run in torch or None, flattened call, structure)``."""
@@ -204,9 +187,17 @@ class Dispatcher:
 
     def _drop_stale(self, known: Structure) -> None:
         """Graphs on weights that have moved hold memory that nothing else uses: drop them."""
-        for key in [k for k in self._graphs if k[0] == known.token]:
-            self._drop(key)
-        self._weights.drop()
+        for key in self._graphs:
+            if key[0] == known.token:
+                self._graphs.drop(key)
+        self._forget_groups()
+        self._builder.weights.drop()
+
+    def _forget_groups(self) -> None:
+        """What was learned of LoRA adapters in structures that nothing is kept of."""
+        current = set() if self._structure is None else {self._structure.token}
+        for token in self._groups.keys() - current - {key[0] for key in self._graphs}:
+            del self._groups[token]
 
     def _entry(self, module: torch.nn.Module, structure: Structure, call: Call) -> Entry | str:
         """The graph for this call, or the reason why there is none."""
@@ -216,12 +207,12 @@ class Dispatcher:
             flat.spec,
             tuple(map(signature.kind, flat.tensors)),
             torch.get_default_dtype(),
-            _attention_backend(),
+            attention_backend(),
             _float32_precision(structure.device),
             call.autocast,
         )
         with self._lock:
-            opened = self._open(base, call)
+            opened = self._graphs.opened(base, call)
             key = (*base, *call.key(opened))
             entry = self._graphs.get(key)
             known = entry is not None
@@ -230,17 +221,16 @@ class Dispatcher:
             if entry is None:
                 entry = self._build(module, structure, call, opened)
                 while not isinstance(entry, Entry) and any(opened):
-                    # The code needs a number itself (a branch on it, say): one graph per value.
-                    opened = self._most_open[base] = Open(False, opened.numbers and opened.strengths)
+                    opened = self._graphs.open_less(base, opened)
                     key = (*base, *call.key(opened))
                     entry = self._build(module, structure, call, opened)
-            self._graphs[key] = entry
-            self._graphs.move_to_end(key)
+            self._graphs.put(key, entry)
             if isinstance(entry, Entry):
                 entry.used = budget.tick()
             if known:
                 return entry
-            self._trim()
+            if self._graphs.trim():
+                self._forget_groups()
             budget.keep_within(self.config.max_bytes, entry)
             return entry
 
@@ -263,144 +253,24 @@ class Dispatcher:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            key = next((k for k, e in self._graphs.items() if e is entry), None)
+            key = self._graphs.key_of(entry)
             if key is None:
                 return False
-            self._pop(key)
+            self._graphs.pop(key)
+            self._forget_groups()
         finally:
             self._lock.release()
         # It waits for the engine, whose thread may be collecting garbage, and with it this dispatcher.
         entry.close()
         return True
 
-    def _trim(self) -> None:
-        """Drop the least recently used beyond `max_graphs`; reasons why there is none take little, and are kept longer."""
-        for key in [k for k, e in self._graphs.items() if isinstance(e, Entry)][: -self.config.max_graphs]:
-            self._drop(key)
-        while len(self._graphs) > 4 * self.config.max_graphs:
-            self._drop(next(iter(self._graphs)))
-
-    def _drop(self, key: tuple[Any, ...]) -> None:
-        entry = self._pop(key)
-        if isinstance(entry, Entry):
-            entry.close()
-
-    def _pop(self, key: tuple[Any, ...]) -> Entry | str:
-        """Forget one graph, and with the last of its kind what was learned of such calls."""
-        entry = self._graphs.pop(key)
-        base = key[:-_OF_CALL]
-        if not any(k[:-_OF_CALL] == base for k in self._graphs):
-            self._most_open.pop(base, None)
-            self._seen_numbers.pop(base, None)
-        if not any(k[0] == base[0] for k in self._graphs) and (self._structure is None or self._structure.token != base[0]):
-            self._groups.pop(base[0], None)
-        return entry
-
-    def _open(self, base: tuple[Any, ...], call: Call) -> Open:
-        """Which numbers are to be inputs of the graph: floats at once, integers once they vary."""
-        most, numbers = self._most_open.get(base, Open(True, True)), call.flat.numbers
-        first = self._seen_numbers.setdefault(base, tuple(numbers)) if numbers else ()
-        varies = any(type(a) is float or a != b for a, b in zip(numbers, first))
-        return Open(varies and most.numbers, len(call.strengths) > 0 and most.strengths)
-
     def _build(self, module: torch.nn.Module, structure: Structure, call: Call, opened: Open) -> Entry | str:
         if self.part and self.record.built >= 2 * self.config.max_graphs:
             return f"{self.record.built} graphs were built for it, and its calls still differ"
-        program = None
-        bar = progress.Bar(self.path, sum(w.nbytes for w in structure.weights.values()), self.config.progress)
-        try:
-            with bar, garbage.paused(), autocast.off(call.autocast):
-                engine.load()
-                native = self.config.kernels == "native" and not loader.refusal()
-                tensors = call.tensors(opened)
-                if structure.device.type != "cpu":
-                    from .replay import devices
-
-                    devices.device_for(structure.device).wake()
-                rest = (call.fixed(opened), str(_attention_backend()), torch.get_default_dtype(), str(call.autocast))
-                make = functools.partial(self._capture, module, call, opened)
-                found = self._programs.find(module, structure, call.flat.spec, tensors, rest, native, make)
-                program = found.program
-                bar.stage("passes", 1.0)
-                compile = self._compile if structure.device.type == "cpu" else self._compile_elsewhere
-                graph, hoisted = compile(structure, program, tensors, native, bar.stage)
-        except (EngineUnavailable, torch.OutOfMemoryError):
-            raise
-        except OneFlowError as error:
-            return str(error)
-        except Exception as error:  # whatever the module's code or torch.export raises: torch must judge the call
-            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-            if program is None:
-                return f"it could not be captured by torch.export: {message}"
-            return f"building its graph failed inside diffusers_oneflow, please report this: {message}"
-        seconds = {**found.seconds, **graph.seconds}
-        self.record.built += 1
-        shapes = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
-        ops = passes.op_counts(program)
-        return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
-
-    def _compile(
-        self,
-        structure: Structure,
-        program: Program,
-        tensors: list[torch.Tensor],
-        native: bool,
-        stage: progress.Stage,
-    ) -> tuple[CompiledGraph, list[hoisting.Hoisted]]:
-        store = self._weights.prepare(native)
-        wanted = native and self.config.hoist is not False
-        prologues = hoist.split(program, 0 if self.config.hoist else _WORTH_HOISTING) if wanted else []
-        bind = functools.partial(self._weights.bind, structure, store)
         known = [part for entry in self.entries for part in entry.hoisted]
-        hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
-        return CompiledGraph(program, bind(program), tensors, stage, store), hoisted
-
-    def _compile_elsewhere(
-        self,
-        structure: Structure,
-        program: Program,
-        tensors: list[torch.Tensor],
-        native: bool,
-        stage: progress.Stage,
-    ) -> tuple[Any, list[hoisting.Hoisted]]:
-        """On another device OneFlow plans the graph, and the device replays it (`replay`)."""
-        from .replay import devices
-        from .replay.graph import ReplayGraph
-
-        constants = {name: constant.to(structure.device) for name, constant in program.constants.items()}
-        weights = {name: structure.weights[q].detach() for name, q in program.weights.items()} | constants
-        make = functools.partial(ReplayGraph, program, weights, tensors, devices.device_for(structure.device), stage)
-        try:
-            return make(), []
-        except torch.OutOfMemoryError:
-            if not budget.make_room(structure.device):
-                raise
-        return make(), []
-
-    def _capture(self, module: torch.nn.Module, call: Call, opened: Open, known: list[Program]) -> Program:
-        from . import lowering
-
-        flat, tensors = call.flat, call.tensors(opened)
-        count = len(flat.tensors)
-        end = count + (len(flat.numbers) if opened.numbers else 0)
-
-        def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return signature.rebuild_call(flat.spec, tensors[:count], tensors[count:end] if opened.numbers else flat.numbers)
-
-        def adapted(copied: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-            return call.strengths.put(copied, tensors[end:] if opened.strengths else call.strengths.values(call.factor))
-
-        _tracing.on = True
-        try:
-            if known:
-                # Retracing stands in for the CPU alone, and knows no casts.
-                if call.autocast is not None or any(t.device.type != "cpu" for t in tensors):
-                    raise Differs("it is on a GPU, or under torch.autocast")
-                return retrace(module, tensors, rebuild, signature.flatten, known, adapted)
-            with garbage.resumed():
-                return capture(module, tensors, rebuild, signature.flatten, lowering.is_lowered, adapted, call.autocast)
-        finally:
-            _tracing.on = False
+        entry = self._builder.build(module, structure, call, opened, known)
+        self.record.built += isinstance(entry, Entry)
+        return entry
 
     def _run(self, entry: Entry, call: Call) -> Any:
         entry.calls += 1
@@ -435,20 +305,6 @@ class Dispatcher:
             message = f"{self.path} ran in torch, not on OneFlow{parts}: {reason}"
             warnings.warn(f"{message}. diffusers_oneflow.explain() lists all such cases.", FallbackWarning, stacklevel=3)
         return result
-
-
-def _is_traced() -> bool:
-    """Whether torch traces the calling thread: then the trace must see torch's ops."""
-    # torch.export's sign is set for the whole process; only its thread has a dispatch mode as well.
-    if torch._C._len_torch_dispatch_stack() > 0 and torch.compiler.is_compiling():
-        return True
-    return torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
-
-
-def _attention_backend() -> Any:
-    """What diffusers computes attention with, for the whole process."""
-    module = sys.modules.get("diffusers.models.attention_dispatch")
-    return module._AttentionBackendRegistry._active_backend if module is not None else None
 
 
 def _float32_precision(device: torch.device) -> tuple[bool, ...]:

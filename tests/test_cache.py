@@ -163,14 +163,14 @@ def test_what_changes_the_result_changes_the_key(folder, monkeypatch, change):
 def test_a_file_that_changed_while_the_process_ran_is_not_trusted(block, folder, monkeypatch):
     monkeypatch.setattr("diffusers_oneflow.libraries.STARTED", 0.0)
     run(block, folder, torch.randn(1, 3, 8, 8))
-    assert not folder.exists() and "was written to after" in dispatcher_of(block)._programs.refusal
+    assert not folder.exists() and "was written to after" in dispatcher_of(block)._builder.programs.refusal
 
 
 def test_what_cannot_be_compared_is_not_stored(folder):
     module = Scaled()
     module.source = itertools.count()
     check(module, folder, "captured", torch.randn(2, 4))
-    assert not folder.exists() and "itertools.count" in dispatcher_of(module)._programs.refusal
+    assert not folder.exists() and "itertools.count" in dispatcher_of(module)._builder.programs.refusal
 
 
 def _flip(data):

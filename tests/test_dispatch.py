@@ -126,7 +126,7 @@ def test_what_is_learned_of_calls_goes_with_their_graphs():
         module(torch.randn(size), 1.5)
     dispatcher = dispatcher_of(module)
     assert len(dispatcher.entries) == 2 == len(dispatcher._graphs)
-    assert all(len(known) <= 2 for known in (dispatcher._seen_numbers, dispatcher._most_open, dispatcher._groups))
+    assert all(len(known) <= 2 for known in (dispatcher._graphs._seen_numbers, dispatcher._graphs._most_open, dispatcher._groups))
 
 
 def test_ten_float_values_build_one_graph():

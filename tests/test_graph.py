@@ -21,7 +21,7 @@ def test_shapes_share_one_copy_of_the_weights(block):
     attached(block)
     for size in (8, 12, 16):
         block(torch.randn(1, 3, size, size))
-    bound = dispatcher_of(block)._weights._bound
+    bound = dispatcher_of(block)._builder.weights._bound
     assert len(graphs(block)) == 3
     assert set(bound) == set(dict(block.named_parameters()))
     # In place, and OneFlow sees it: the memory is torch's.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_oneflow import dispatch, parity
+from diffusers_oneflow import building, parity
 from diffusers_oneflow.backend import OneFlowBackend
 from diffusers_oneflow.errors import Unsupported
 
@@ -114,8 +114,8 @@ def test_what_cannot_run_is_said():
 
 def test_the_demo_pipeline_passes_as_a_whole(demo_pipe, monkeypatch):
     captured = []
-    capture = dispatch.capture
-    monkeypatch.setattr(dispatch, "capture", lambda *args: captured.append(args[0]) or capture(*args))
+    capture = building.capture
+    monkeypatch.setattr(building, "capture", lambda *args: captured.append(args[0]) or capture(*args))
 
     def draw(pipe):
         noise = torch.Generator().manual_seed(0)

@@ -64,7 +64,7 @@ def run(module, *calls):
             made, expected = made[0], expected[0]
         torch.testing.assert_close(made, expected, **CLOSE)
         found.append(dispatcher_of(module).entries[-1].origin)
-    return found, dispatcher_of(module)._programs.differs
+    return found, dispatcher_of(module)._builder.programs.differs
 
 
 def test_sizes_of_a_unet(unet):
@@ -217,7 +217,7 @@ def test_a_flag_that_another_thread_puts_back_says_nothing():
 def test_tables_are_not_kept_for_other_sizes():
     module = KeepsLarge()
     found, _ = run(module, (torch.randn(2, 4),), (torch.randn(5, 4),))
-    kept = dispatcher_of(module)._programs._captured.values()
+    kept = dispatcher_of(module)._builder.programs._captured.values()
     assert found == ["captured", ANEW] and 0 < sum(len(data) for group in kept for data in group) < 1 << 16
 
 

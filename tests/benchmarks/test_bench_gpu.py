@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu, gpu_cases, gpu_e2e, gpu_peers, gpu_steps
 from benchmarks.gpu_device import Cpu
-from diffusers_oneflow import dispatch
+from diffusers_oneflow import building
 from diffusers_oneflow.kernels import loader
 
 
@@ -18,7 +18,7 @@ def replayed(monkeypatch):
     """Graphs are planned, and replayed, as on a GPU."""
     if loader.instruction_set() is None:
         pytest.skip("the kernel pack cannot be used here")
-    monkeypatch.setattr(dispatch.Dispatcher, "_compile", dispatch.Dispatcher._compile_elsewhere)
+    monkeypatch.setattr(building.Builder, "compile", building.Builder.compile_elsewhere)
 
 
 def options(case, *peers, **others):

@@ -10,7 +10,7 @@ from conformance import place, registry, runner
 from conformance.__main__ import UNUSABLE, main
 from conformance.noise import SameNoise
 from conformance.place import Place
-from diffusers_oneflow import dispatch
+from diffusers_oneflow import building
 from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.replay.graph import ReplayGraph
 
@@ -42,10 +42,10 @@ def results(tmp_path, *arguments: str) -> tuple[int, dict]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases_pass_on_the_way_of_other_devices(name, tmp_path, replayed):
-    compile = dispatch.Dispatcher._compile
+    compile = building.Builder.compile
     code, found = results(tmp_path, "--replay", "--only", name)
     assert code == 0 and found["results"][name]["passed"] and found["environment"]["place"] == "cpu-replay"
-    assert replayed and dispatch.Dispatcher._compile is compile
+    assert replayed and building.Builder.compile is compile
 
 
 def test_a_fault_on_that_way_is_seen(tmp_path, monkeypatch):

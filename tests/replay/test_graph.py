@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import diffusers_oneflow
-from diffusers_oneflow import OneFlowConfig, budget, capture, dispatch, lowering, passes, serialize, signature
+from diffusers_oneflow import OneFlowConfig, budget, building, capture, lowering, passes, serialize, signature
 from diffusers_oneflow.backend import attach, dispatcher_of
 from diffusers_oneflow.capture import as_it_is
 from diffusers_oneflow.errors import Unsupported
@@ -236,7 +236,7 @@ def test_graphs_on_a_gpu_can_be_switched_off():
 
 def test_a_module_runs_through_its_dispatcher(block, monkeypatch):
     """As on a GPU, but for the device: the dispatcher takes the way of other devices than the CPU."""
-    monkeypatch.setattr(dispatch.Dispatcher, "_compile", dispatch.Dispatcher._compile_elsewhere)
+    monkeypatch.setattr(building.Builder, "compile", building.Builder.compile_elsewhere)
     attach(block, "block", OneFlowConfig(fallback="error", progress=False, cache=None))
     try:
         with torch.no_grad():
@@ -279,7 +279,7 @@ def test_where_memory_is_short_all_other_graphs_go(block, monkeypatch):
 
     device = Short()
     monkeypatch.setattr(devices, "device_for", lambda where: device)
-    monkeypatch.setattr(dispatch.Dispatcher, "_compile", dispatch.Dispatcher._compile_elsewhere)
+    monkeypatch.setattr(building.Builder, "compile", building.Builder.compile_elsewhere)
     monkeypatch.setattr(budget, "_owners", type(budget._owners)())
     module = diffusers_oneflow.compile(nn.Conv2d(3, 4, 3).eval(), OneFlowConfig(fallback="error", cache=None))
     with torch.no_grad():
