@@ -17,7 +17,8 @@ from .calls import Call, Open
 from .config import OneFlowConfig
 from .entries import Entry, Record
 from .errors import FallbackWarning, Unsupported
-from .graph import ENGINE_LOCK, GraphClosed, KernelFailed
+from .flow_graph import ENGINE_LOCK, KernelFailed
+from .graph import GraphClosed
 from .kept_graphs import KeptGraphs
 from .structure import Interned, Structure
 

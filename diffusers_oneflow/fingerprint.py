@@ -8,17 +8,13 @@ methods, functions that they name, their defaults, closures and globals. Install
 
 from __future__ import annotations
 
-import builtins
 import collections
 import enum
 import functools
 import hashlib
-import importlib
 import inspect
 import logging
-import os
 import re
-import sys
 import types
 import typing
 import weakref
@@ -29,7 +25,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
-from .bytecode import constants, imported_as, looked_up, names_in
+from .fingerprint_code import Code
 from .libraries import PLAIN, TORCH, Libraries, Unknowable, files, origin
 from .structure import IGNORED, fixed
 
@@ -48,15 +44,6 @@ _CLASS_NOISE = frozenset(("__module__", "__doc__", "__dict__", "__weakref__", "_
                           "__slotnames__"))  # fmt: skip
 # Of configurations: where they came from, and a list in the random order of a set; of weights, whether they were loaded.
 _HOUSEKEEPING = frozenset(("_name_or_path", "_commit_hash", "_use_default_values", "_is_hf_initialized"))
-# torch's own names for ops; what is called through others may be anybody's Python.
-_OPS = frozenset(("aten", "prims", "prim", "higher_order", "torchvision"))
-# What reaches any object by a name that no code holds; and ways to these beside builtins.
-_ANYTHING = (eval, exec, globals, vars, __import__)
-_WAYS = frozenset(
-    ("import_module", "__import__", "__globals__", "f_globals", "__builtins__", "builtins", "_getframe", "getmodule")
-)
-# What reaches anything within a module that it is given.
-_MEMBERS = frozenset(("attrgetter", "methodcaller", "__dict__", "__getattribute__", "getattr_static", "getmembers"))
 _LARGEST = 64 << 20  # bytes of tensors in attributes
 
 
@@ -98,16 +85,12 @@ class _Walk:
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
         self._libraries = Libraries(self.value, self._put)
-        # Modules of the user's of which code takes what it names; and whether there is code that need not name it.
-        self._taken_from: list[types.ModuleType] = []
-        self._unnamed = False
+        self._code = Code(self.value, self._all, self._put, self._libraries)
         self.tensors: list[torch.Tensor] = []
 
     def digest(self) -> str:
         """To be called once, when all was walked over."""
-        for module in self._taken_from:  # which grows
-            if self._unnamed:
-                self.value(module)
+        self._code.finish()
         self._libraries.finish()
         return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -189,7 +172,7 @@ class _Walk:
         elif isinstance(value, _TYPING):
             self._put("typing", repr(value))
         elif isinstance(value, _NAMED):
-            self._named(value)
+            self._code.named(value)
         elif kind in (tuple, frozenset) or self._first(value):
             # Whether two equal tuples are one object is the interpreter's whim.
             self._put(kind.__module__, kind.__qualname__)
@@ -215,7 +198,7 @@ class _Walk:
                 self.value(item)
             self._beside(value)
         elif isinstance(value, types.FunctionType):
-            self._function(value)
+            self._code.function(value)
         elif isinstance(value, types.MethodType):
             self._all((value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
@@ -225,7 +208,7 @@ class _Walk:
         elif isinstance(value, types.ModuleType):
             self._library(value)
         elif isinstance(value, types.CodeType):
-            self._code(value)
+            self._code.code(value)
         elif isinstance(value, (property, functools.cached_property)):
             self._all([getattr(value, part, None) for part in ("fget", "fset", "func")])
         elif isinstance(value, (staticmethod, classmethod)) or hasattr(value, "cache_parameters"):
@@ -255,18 +238,6 @@ class _Walk:
         for name in _slots(cast(Hashable, type(value))):
             self._put(name)
             self.value(getattr(value, name, None))
-
-    def _named(self, value: Any) -> None:
-        module = getattr(value, "__module__", None) or ""
-        self._put("named", module, value.__qualname__)
-        if any(value is other for other in _ANYTHING):
-            raise Unknowable(f"code that calls {value.__name__}")
-        self._unnamed |= value is getattr
-        # Compiled code of the user's own.
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file and origin(module) == "user":
-            status = os.stat(file)
-            self._put(file, status.st_size, status.st_mtime_ns)
 
     def _library(self, module: types.ModuleType) -> None:
         """A module in an attribute: any of it may be used."""
@@ -312,83 +283,6 @@ class _Walk:
         for name in ("forward", "__call__", "_call_impl"):
             if isinstance(method := getattr(cls, name, None), types.FunctionType):
                 self.value(method)
-
-    def _function(self, function: types.FunctionType) -> None:
-        space = function.__globals__
-        self._put(space.get("__name__"), function.__qualname__)
-        place = origin(space.get("__name__"))
-        if function is importlib.import_module:
-            raise Unknowable("code that calls import_module")
-        if place == "user":
-            self._code(function.__code__)
-            self.value(function.__defaults__)
-            self.value(function.__kwdefaults__)
-            names = names_in(function.__code__)
-            self._globals(function.__code__, names, space)
-            self._surroundings(function.__code__, names, space)
-        elif place == "installed":
-            self._libraries.meet(space.get("__name__"))
-        # What a decorator wraps is in its closure.
-        for cell in function.__closure__ or ():
-            try:
-                self.value(cell.cell_contents)
-            except ValueError:
-                self._put("empty cell")
-
-    def _globals(self, code: types.CodeType, names: tuple[str, ...], space: dict[Any, Any]) -> None:
-        read, imported = looked_up(code)
-        seen: set[int] = set()
-        for name in read:
-            if name in space:
-                self._put("global", name)
-                self._global(space[name], names, seen)
-            elif (builtin := vars(builtins).get(name)) is getattr or builtin in _ANYTHING:
-                self._named(builtin)
-        for name in imported:
-            for module in imported_as(name, space):
-                self._put("import", name)
-                self._global(module, names, seen)
-        if not _WAYS.isdisjoint(names) or {"sys", "modules"}.issubset(names):
-            raise Unknowable(f"{code.co_name}, which may reach any module")
-        self._unnamed |= not _MEMBERS.isdisjoint(names)
-
-    def _global(self, value: Any, names: tuple[str, ...], seen: set[int]) -> None:
-        if not isinstance(value, types.ModuleType):
-            self.value(value)
-            return
-        self._put("module", value.__name__)
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        place = origin(value.__name__)
-        if place == "versioned":
-            return
-        if place == "installed":
-            self._libraries.meet(value.__name__)
-        else:
-            self._taken_from.append(value)
-        for name in ("__getattr__", *names):
-            # Of a module only what the code may take from it.
-            if name in vars(value) and (place == "user" or isinstance(vars(value)[name], types.ModuleType)):
-                self._put(name)
-                self._global(vars(value)[name], names, seen)
-
-    def _surroundings(self, code: types.CodeType, names: tuple[str, ...], space: dict[Any, Any]) -> None:
-        """What code reads that stands in no variable: the environment, and ops that are somebody's own."""
-        if not {"environ", "getenv", "environb"}.isdisjoint(names):
-            texts = {c for c in constants(code) if isinstance(c, str)}
-            texts.update(space[name] for name in names if isinstance(space.get(name), str))
-            if not texts:
-                raise Unknowable(f"{code.co_name}, which reads the environment")
-            self._all([(text, os.environ.get(text)) for text in sorted(texts)])
-        own = {n for n, v in vars(torch.ops).items() if isinstance(v, torch._ops._OpNamespace)} - _OPS
-        if "ops" in names and not own.isdisjoint(names):
-            raise Unknowable(f"{code.co_name}, which calls ops of {', '.join(sorted(own.intersection(names)))}")
-
-    def _code(self, code: types.CodeType) -> None:
-        self._put(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
-                  code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount)  # fmt: skip
-        self._all(code.co_consts)
 
 
 @functools.lru_cache(maxsize=4096)

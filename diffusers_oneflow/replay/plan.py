@@ -10,7 +10,7 @@ import torch
 
 from .. import engine, interop
 from ..errors import OneFlowError
-from ..graph import ENGINE_LOCK, _chain, _graph_class
+from ..flow_graph import ENGINE_LOCK, chain, graph_class
 from ..kernels import loader
 from ..progress import Stage
 from .values import Ref, Step
@@ -59,12 +59,12 @@ def _make(steps: list[Step], inputs: list[torch.Tensor], outputs: list[Ref], sta
     read = list(dict.fromkeys(ref.source for ref in outputs if isinstance(ref.source, Step) and ref.source in planned))
     # On the CPU: nothing is computed there, and no memory is touched but for the inputs and the outputs.
     entering = [interop.to_flow(torch.zeros(t.shape, dtype=t.dtype)) for t in inputs]
-    graph = _graph_class()(functools.partial(_build, steps, read, stage))
+    graph = graph_class()(functools.partial(_build, steps, read, stage))
     start = time.perf_counter()
     try:
         try:
             graph.build_graph(*entering)
-            _chain(graph)
+            chain(graph)
             lowered = time.perf_counter()
             stage("compiling", 0.0)
             native.begin_graph(number)
