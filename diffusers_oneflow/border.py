@@ -17,22 +17,16 @@ import dataclasses
 import functools
 import inspect
 import sys
-import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # it is there, and documented
 
-from . import engine
+from . import engine, generators
 
 # OneFlow has no other tensors; int16, complex and float8 of torch have no counterpart.
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
-
-
-# What OneFlow's default generator starts from, as torch's.
-_UNSEEDED = 67280421310721
 
 
 @functools.cache
@@ -60,7 +54,7 @@ def inward(value: Any) -> Any:
     if isinstance(value, flow.device):
         return torch.device(value.type, value.index) if value.type != "cpu" else torch.device("cpu")
     if isinstance(value, flow._oneflow_internal.Generator):
-        return _twin(value)
+        return generators.twin(value)
     if isinstance(value, flow.Size):
         return torch.Size(value)
     return _rebuilt(value, inward)
@@ -132,46 +126,6 @@ def _tensor_outward(tensor: torch.Tensor) -> Any:
         return flow.from_dlpack(to_dlpack(tensor.to(torch.uint8))).to(flow.bool)
     # OneFlow reads past the end of an expanded tensor.
     return flow.from_dlpack(to_dlpack(tensor if 0 not in tensor.stride() else tensor.contiguous()))
-
-
-# OneFlow generator -> its state when last seen, and the torch generator that draws in its place.
-_twins: weakref.WeakKeyDictionary[Any, tuple[bytes, torch.Generator]] = weakref.WeakKeyDictionary()
-
-
-def _twin(generator: Any) -> torch.Generator:
-    """The torch generator that goes on where a OneFlow generator stands.
-
-    Fresh from its seed, it draws what torch draws from that seed. Seeding it again starts anew; numbers that
-    OneFlow itself drew in between lead to another stream.
-    """
-    state = generator.get_state().numpy().tobytes()
-    known = _twins.get(generator)
-    if known is not None and known[0] == state:
-        return known[1]
-    # Made without a device it is "auto" and draws anywhere; torch's are then for the CPU, which pipelines on a GPU take too.
-    device = torch.device("cpu") if generator.device.type == "auto" else inward(generator.device)
-    seed = generator.initial_seed()
-    if not _is_fresh(generator, state):
-        import hashlib
-
-        seed = int.from_bytes(hashlib.sha256(state).digest()[:8], "little")
-    twin = torch.Generator(device).manual_seed(seed)
-    _twins[generator] = (state, twin)
-    return twin
-
-
-def _is_fresh(generator: Any, state: bytes) -> bool:
-    flow = engine.flow()
-    fresh = flow.Generator("auto" if generator.device.type == "auto" else str(generator.device))
-    fresh.manual_seed(generator.initial_seed())
-    if fresh.get_state().numpy().tobytes() == state:
-        return True
-    if generator.device.type != "auto":
-        return False
-    # The state of an "auto" generator grows by a device's part when it first draws there.
-    flow.rand(1, generator=fresh)
-    fresh.manual_seed(generator.initial_seed())
-    return bool(fresh.get_state().numpy().tobytes() == state)
 
 
 def speaks_oneflow(names: dict[Any, Any]) -> bool:
@@ -270,81 +224,3 @@ def _spoken(original: property) -> property:
         return outward(value) if speaks_oneflow(sys._getframe(1).f_globals) else value
 
     return property(read, original.fset, original.fdel, original.__doc__)
-
-
-@functools.cache
-def install() -> None:
-    """Let OneFlow's autocast, seeds and generators act on torch as well. Called once, when a border is first needed."""
-    flow: Any = engine.flow()
-    if (seed := flow.initial_seed()) != torch.default_generator.initial_seed() and seed != _UNSEEDED:
-        torch.manual_seed(seed)  # the script has seeded OneFlow already
-    _extend_autocast(flow.autocast)
-    # torch's default generator draws for pipelines that are given none.
-    flow.manual_seed = _also(flow.manual_seed, torch.manual_seed)
-    flow.cuda.manual_seed_all = _also(flow.cuda.manual_seed_all, torch.cuda.manual_seed_all)
-    flow.cuda.manual_seed = _also(flow.cuda.manual_seed, torch.cuda.manual_seed)
-    flow.Generator = _of_any_device(flow.Generator)
-    generator = flow._oneflow_internal.Generator
-    for name in ("manual_seed", "seed", "set_state"):
-        setattr(generator, name, _forgetting(getattr(generator, name)))
-
-
-def _of_any_device(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Generator(pipe.device)`` as in torch: OneFlow's takes names of devices only."""
-
-    @functools.wraps(original)
-    def create_generator(device: object = None) -> Any:
-        return original(None if device is None else str(device))
-
-    return create_generator
-
-
-def _also(original: Callable[..., Any], torchs: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def both(seed: int) -> Any:
-        torchs(int(seed))
-        result = original(seed)
-        if result is not None:
-            _twins.pop(result, None)
-        return result
-
-    return both
-
-
-def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def seeded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _twins.pop(self, None)
-        return original(self, *args, **kwargs)
-
-    return seeded
-
-
-def _extend_autocast(cls: Any) -> None:
-    """Let ``oneflow.autocast(...)`` enter ``torch.autocast`` with the same arguments; in place, since scripts hold the class."""
-    start, enter, leave = cls.__init__, cls.__enter__, cls.__exit__
-
-    @functools.wraps(start)
-    def __init__(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None) -> None:
-        self._torchs = torch.autocast(device_type, inward(dtype), enabled, cache_enabled)
-        # OneFlow knows these two, warns that it has none for the CPU, and knows no dtypes of torch.
-        self._ours = device_type in ("cpu", "cuda")
-        if self._ours:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="CPU autocast is not supported")
-                start(self, device_type, outward(dtype), enabled, cache_enabled)
-
-    @functools.wraps(enter)
-    def __enter__(self: Any) -> Any:
-        self._torchs.__enter__()
-        if self._ours:
-            enter(self)
-        return self
-
-    @functools.wraps(leave)
-    def __exit__(self: Any, *error: Any) -> Any:
-        if self._ours:
-            leave(self, *error)
-        return self._torchs.__exit__(*error)
-
-    cls.__init__, cls.__enter__, cls.__exit__ = __init__, __enter__, __exit__

@@ -22,7 +22,8 @@ from .graph import CompiledGraph
 from .kernels import loader
 from .passes import hoist
 from .programs import Programs
-from .retrace import Differs, retrace
+from .retrace import retrace
+from .same_program import Differs
 from .structure import Structure
 
 _tracing = threading.local()

@@ -49,9 +49,9 @@ _SEEDING = ("accelerate.utils.random", "transformers.trainer_utils", "diffusers.
 
 def _extend(module: ModuleType) -> None:
     """Put the classes of a module that has just run at the border."""
-    from . import border
+    from . import border_setup
 
-    border.install()
+    border_setup.install()
     both: Any = ((_MIXINS, _extend_class), (_BORDER, _with_subclasses))
     for classes, extend in both:
         for name, only in classes.get(module.__name__, {}).items():
@@ -60,9 +60,9 @@ def _extend(module: ModuleType) -> None:
 
 
 def _extend_functions(module: ModuleType) -> None:
-    from . import border
+    from . import border, border_setup
 
-    border.install()
+    border_setup.install()
     for name in _FUNCTIONS[module.__name__]:
         setattr(module, name, border.crossing(getattr(module, name)))
 

@@ -23,10 +23,10 @@ _AT_THE_BORDER = ("manual_seed", "Generator", "autocast", "cuda.manual_seed", "c
 def _drawn(name: str) -> Callable[..., Any]:
     import torch
 
-    from . import border, engine
+    from . import border, border_setup, engine
 
     flow = engine.flow()
-    border.install()
+    border_setup.install()
     theirs = getattr(torch, name)
 
     @functools.wraps(theirs)
@@ -43,9 +43,9 @@ def _drawn(name: str) -> Callable[..., Any]:
 
 
 def _of_oneflow(name: str) -> Any:
-    from . import border, engine
+    from . import border_setup, engine
 
-    border.install()
+    border_setup.install()
     found: Any = engine.flow()
     for part in name.split("."):
         found = getattr(found, part)
@@ -73,9 +73,9 @@ def follow(set_seed: Callable[..., Any]) -> Callable[..., Any]:
     def both(*args: Any, **kwargs: Any) -> Any:
         import torch
 
-        from . import border, engine
+        from . import border_setup, engine
 
-        border.install()
+        border_setup.install()
         result = set_seed(*args, **kwargs)
         # Not the argument: accelerate may add the number of the process.
         engine.flow().manual_seed(torch.initial_seed())

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from . import border, engine, plugin
+from . import border, border_setup, engine, plugin
 from .errors import EngineUnavailable
 
 PREFIX = "OneFlow"
@@ -27,7 +27,7 @@ PREFIX = "OneFlow"
 @functools.cache
 def of(stock: type) -> type:
     """The OneFlow class of a stock pipeline class."""
-    border.install()
+    border_setup.install()
     space = border.namespace(stock, inherited=True)
     space["__init__"] = _starting(cast(Any, stock).__init__)
     space["__setattr__"] = _joining(stock.__setattr__)
@@ -56,7 +56,7 @@ def named(name: str) -> type:
         raise EngineUnavailable(reason)
     # Before the script's first op: OneFlow takes some settings only then.
     engine.load()
-    border.install()
+    border_setup.install()
     return _loader(stock) if chooses else of(stock)
 
 

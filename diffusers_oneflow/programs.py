@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import fingerprint, interop, passes, retrace, serialize
+from . import fingerprint, interop, passes, retrace, same_program, serialize, stored_values
 from .cache import Cache, directory, key_of
 from .capture import Program
 from .libraries import Unknowable
@@ -122,7 +122,7 @@ class Programs:
         try:
             made: Program = capture([serialize.loads(zlib.decompress(data))[0] for data in self._captured[token]])
             return made
-        except retrace.Differs as reason:
+        except same_program.Differs as reason:
             self.differs = str(reason)
             return None
 
@@ -131,7 +131,7 @@ class Programs:
             # Constants are compared by shape and dtype, which their nodes have; tables of a module may be large.
             bare = replace(program, constants={name: t.new_empty(0) for name, t in program.constants.items()})
             # One that cannot be written is captured each time.
-            with contextlib.suppress(serialize.Unwritable):
+            with contextlib.suppress(stored_values.Unwritable):
                 self._captured[token].append(zlib.compress(serialize.dumps(bare), 1))
 
     def _read(self, key: str) -> list[bytes]:
@@ -144,7 +144,7 @@ class Programs:
         try:
             for written in found:
                 serialize.loads(zlib.decompress(written))
-        except (serialize.Unreadable, zlib.error) as reason:
+        except (stored_values.Unreadable, zlib.error) as reason:
             self._cache.reject(key, str(reason))
             return []
         return found
@@ -171,7 +171,7 @@ class Programs:
         try:
             program, rewrites = serialize.loads(data, live)
             _check(program, structure, tensors)
-        except serialize.Unreadable as reason:
+        except stored_values.Unreadable as reason:
             self._cache.reject(key, str(reason))
             return None
         return program, rewrites
@@ -179,7 +179,7 @@ class Programs:
     def _store(self, key: str, program: Program, rewrites: list[Any], live: list[Any]) -> None:
         try:
             data = serialize.dumps(program, rewrites, live)
-        except serialize.Unwritable as reason:
+        except stored_values.Unwritable as reason:
             self.refusal = f"it holds {reason}"
             return
         self._cache.store(key, data)
@@ -198,11 +198,11 @@ def _check(program: Program, structure: Structure, tensors: list[Any]) -> None:
     weights = [(placeholders[name], structure.weights.get(qualified)) for name, qualified in program.weights.items()]
     pairs = [(placeholders[name], constant) for name, constant in program.constants.items()]
     if len(program.inputs) != len(tensors):
-        raise serialize.Unreadable("it takes another number of tensors")
+        raise stored_values.Unreadable("it takes another number of tensors")
     pairs += [(placeholders[name], tensor) for name, tensor in zip(program.inputs, map(interop.real, tensors))]
     for expected, given in pairs:
         if expected.shape != given.shape or expected.dtype != given.dtype:
-            raise serialize.Unreadable("its tensors are not those of the module")
+            raise stored_values.Unreadable("its tensors are not those of the module")
     for expected, held in weights:
         if held is None or expected.shape != held.shape or expected.dtype not in {held.dtype, *cast_weights.targets(held.dtype)}:
-            raise serialize.Unreadable("its weights are not those of the module")
+            raise stored_values.Unreadable("its weights are not those of the module")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
-from diffusers_oneflow import border, engine
+from diffusers_oneflow import border, border_setup, engine
 
 NAMES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
 flow = engine.load()
-border.install()
+border_setup.install()
 
 
 def bits(tensor: torch.Tensor) -> bytes:

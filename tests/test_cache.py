@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import diffusers_oneflow
-from diffusers_oneflow import OneFlowConfig, cache, serialize
+from diffusers_oneflow import OneFlowConfig, cache, serialize, stored_values
 from diffusers_oneflow.backend import dispatcher_of
 from diffusers_oneflow.cache import VARIABLE, Cache, directory
 from diffusers_oneflow.cli import app
@@ -212,7 +212,7 @@ def rewritten(folder):
     def holds_program(path):
         try:
             return serialize.loads(cache._open(path.stem, path.read_bytes())[1])
-        except serialize.Unreadable:
+        except stored_values.Unreadable:
             return None
 
     return set(filter(holds_program, folder.iterdir()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffusers_oneflow
-from diffusers_oneflow import OneFlowConfig, passes, retrace, serialize, signature
+from diffusers_oneflow import OneFlowConfig, passes, retrace, same_program, serialize, signature
 from diffusers_oneflow.backend import dispatcher_of
 
 from .test_capture import program_of
@@ -224,7 +224,7 @@ def test_tables_are_not_kept_for_other_sizes():
 def test_a_stateful_module_is_refused_and_left_alone():
     module = Keeps()
     known = tidied(Branches(), torch.randn(2, 4))
-    with pytest.raises(retrace.Differs, match="changes seen"):
+    with pytest.raises(same_program.Differs, match="changes seen"):
         again(module, [known], torch.randn(3, 4))
     assert not hasattr(module, "seen")
 
@@ -232,7 +232,7 @@ def test_a_stateful_module_is_refused_and_left_alone():
 def test_a_tensor_that_is_kept_of_the_inputs_is_a_state():
     module = KeepsMap()
     known = tidied(module, torch.randn(2, 4))
-    with pytest.raises(retrace.Differs, match="changes place"):
+    with pytest.raises(same_program.Differs, match="changes place"):
         again(module, [known], torch.randn(3, 4))
     assert module.place.value is None
 

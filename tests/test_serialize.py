@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from diffusers_oneflow import passes, serialize
+from diffusers_oneflow import passes, stored_values
 from diffusers_oneflow.capture import where
 from diffusers_oneflow.passes.base import custom_op
-from diffusers_oneflow.serialize import Unreadable, Unwritable, dumps, loads
+from diffusers_oneflow.serialize import dumps, loads
+from diffusers_oneflow.stored_values import Unreadable, Unwritable
 
 from .test_capture import Outer, program_of
 
@@ -75,13 +76,13 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_every_kind_of_value_comes_back_with_its_type(value):
-    written = json.loads(json.dumps(serialize._write(value, {})))
-    read = serialize._read_value(written, [])
+    written = json.loads(json.dumps(stored_values.write(value, {})))
+    read = stored_values.read_value(written, [])
     assert repr(read) == repr(value) and type(read) is type(value)
 
 
 def test_nan_comes_back():
-    read = serialize._read_value(json.loads(json.dumps(serialize._write(float("nan"), {}))), [])
+    read = stored_values.read_value(json.loads(json.dumps(stored_values.write(float("nan"), {}))), [])
     assert read != read
 
 
@@ -90,7 +91,7 @@ def test_nan_comes_back():
 )
 def test_other_values_are_refused(value):
     with pytest.raises(Unwritable, match="a value of type"):
-        serialize._write(value, {})
+        stored_values.write(value, {})
 
 
 def _document(program):
@@ -163,7 +164,7 @@ def test_what_was_not_written_here_is_refused(program, change):
 
 _LAZY = """
 import builtins, sys
-from diffusers_oneflow import engine, serialize
+from diffusers_oneflow import engine, serialize, stored_values
 engine.load()
 serialize._op("no.such.op")
 import torch
@@ -176,12 +177,12 @@ class Finder:
 sys.meta_path.insert(0, Finder)
 for name in LAZY:
     try:
-        serialize._constant("dtype", name)
+        stored_values.constant("dtype", name)
         raise SystemExit("not refused")
-    except (serialize.Unreadable, AttributeError):
+    except (stored_values.Unreadable, AttributeError):
         pass
-    assert serialize._kind("dataclass", f"torch:{name}.Thing") is None
-assert serialize._op("aten.silu.default") and serialize._constant("dtype", "float16") is torch.float16
+    assert stored_values.kind_of("dataclass", f"torch:{name}.Thing") is None
+assert serialize._op("aten.silu.default") and stored_values.constant("dtype", "float16") is torch.float16
 """
 
 
