@@ -30,7 +30,8 @@ def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Seque
 
     In these, floats are up to 1/64 smaller. Where a call has none but masks and single numbers, the ids of tokens, its first
     integers, are others: all but the first, the last and the largest of a row, which begin, pad and end a prompt; or, where
-    fewer than three are left so, all of them.
+    fewer than three are left so, all of them. Of `MORE_CALLS` the first are others too: whatever follows, what a text encoder
+    makes of the token that begins all prompts is the same in all of them, its largest error as well.
 
     Args:
         numbers: which of them; there are no others, if nothing could be changed.
@@ -49,7 +50,7 @@ def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Seque
         if floats:
             yield [_shrunk(t, noise) for t in tensors]
         else:
-            yield [_redrawn(t, tokens, noise) if i == ids else t for i, t in enumerate(tensors)]
+            yield [_redrawn(t, tokens, noise, seed in CALLS) if i == ids else t for i, t in enumerate(tensors)]
 
 
 def _is_free(tensor: torch.Tensor) -> bool:
@@ -70,10 +71,11 @@ def _is_row_of_ids(tensor: torch.Tensor) -> bool:
     return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim > 1 and tensor.numel() > 1 and tensor.is_contiguous()
 
 
-def _redrawn(tensor: torch.Tensor, tokens: int, noise: torch.Generator) -> torch.Tensor:
+def _redrawn(tensor: torch.Tensor, tokens: int, noise: torch.Generator, begin_alike: bool) -> torch.Tensor:
     made, largest = tensor.clone(), int(tensor.max())
     for row in made.view(-1, made.shape[-1]):
-        free = ((row != row[0]) & (row != row[-1]) & (row != largest)).nonzero().flatten()
+        others = (row != row[-1]) & (row != largest)
+        free = (others & (row != row[0]) if begin_alike else others).nonzero().flatten()
         most = largest  # which may be the one that ends a prompt
         if len(free) < _FEW or largest < _FEW:
             free, most = torch.arange(len(row)), tokens

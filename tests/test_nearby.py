@@ -47,6 +47,13 @@ def test_tokens_are_others_where_there_is_nothing_else():
         assert torch.equal(made[1], attention)
 
 
+def test_calls_that_judge_again_begin_otherwise_too():
+    ids = torch.tensor([[0, 5, 6, 7, 8, 9, 9], [0, 3, 2, 4, 1, 9, 9]])
+    made = [call[0] for call in nearby.calls([ids], nearby.MORE_CALLS, tables=[20])]
+    assert len({int(m[0, 0]) for m in made}) > 3 and all((m < 10).all() for m in made)
+    assert all(torch.equal(m[:, 5:], ids[:, 5:]) for m in made)
+
+
 def test_of_an_empty_prompt_all_tokens_are_others():
     ids = torch.tensor([[1, 0, 0, 0, 0, 0]])
     others = [made[0] for made in nearby.calls([ids, ids.clone()], tables=[200, 1, 20])][1:]
