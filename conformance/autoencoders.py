@@ -70,15 +70,6 @@ def _temporal() -> diffusers.AutoencoderKLTemporalDecoder:
     return diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2)
 
 
-def allegro() -> diffusers.AutoencoderKLAllegro:
-    """The VAE of Allegro; it works in tiles, whose overlaps it blends."""
-    made = diffusers.AutoencoderKLAllegro(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=64, latent_channels=4
-    )
-    made.enable_tiling()
-    return made
-
-
 def _cosmos() -> diffusers.AutoencoderKLCosmos:
     """The VAE of Cosmos: wavelets around convolutions of videos."""
     return diffusers.AutoencoderKLCosmos(
@@ -149,7 +140,7 @@ ENTRIES = [
     _entry("AutoencoderKLMochi", lambda: video_transformers.mochi()["vae"], frames(7)),
     _entry("AutoencoderKLHunyuanVideo", lambda: video_transformers.hunyuan()["vae"], frames(9)),
     _entry("AutoencoderKLHunyuanVideo15", _hunyuan15, frames(9)),
-    _entry("AutoencoderKLAllegro", allegro, frames(24, 64)),
+    _entry("AutoencoderKLAllegro", video_transformers.allegro_vae, frames(24, 64)),
     _entry("AutoencoderKLCosmos", _cosmos, frames(9, 32)),
     _entry("AutoencoderOobleck", oobleck, lambda: {"sample": _smooth(1, 2, 64)}),
 ]  # fmt: skip

@@ -80,14 +80,21 @@ def _vace() -> dict[str, Any]:
     return parts(transformer, _wan_vae())
 
 
-def _allegro() -> dict[str, Any]:
-    from .autoencoders import allegro
+def allegro_vae() -> diffusers.AutoencoderKLAllegro:
+    """The VAE of Allegro; it works in tiles, whose overlaps it blends."""
+    made = diffusers.AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=64, latent_channels=4
+    )
+    made.enable_tiling()
+    return made
 
+
+def _allegro() -> dict[str, Any]:
     transformer = diffusers.AllegroTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=1, cross_attention_dim=24,
         sample_width=8, sample_height=8, sample_frames=8, caption_channels=WIDTH,
     )  # fmt: skip
-    return parts(transformer, allegro(), scheduler=diffusers.DDIMScheduler())
+    return parts(transformer, allegro_vae(), scheduler=diffusers.DDIMScheduler())
 
 
 def _sana() -> dict[str, Any]:

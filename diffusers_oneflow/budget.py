@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from . import engine
-
-if TYPE_CHECKING:
-    from .dispatch import Dispatcher
-    from .entries import Entry
 
 # What OneFlow itself and the descriptions of ops take, measured with Stable Diffusion's UNet (benchmarks/sizes.py).
 BYTES_PER_OP = 120 << 10
@@ -23,15 +20,42 @@ _CPU = torch.device("cpu")
 
 _clock = itertools.count(1)
 _lock = threading.Lock()
-_owners: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 
 
-def join(owner: Dispatcher) -> None:
-    """Count the graphs of a dispatcher from now on; it is held weakly.
+class Graph(Protocol):
+    """A graph as it is counted here (`entries.Entry`).
 
-    Args:
-        owner: has ``entries``, each with ``bytes`` and ``used``, and ``evict(entry) -> bool``.
+    Attributes:
+        device: where its activations are.
+        bytes: what is its own.
+        used: when it ran last, by `tick`.
     """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def used(self) -> int: ...
+
+
+class Owner(Protocol):
+    """Who has graphs (`dispatch.Dispatcher`)."""
+
+    @property
+    def entries(self) -> Sequence[Graph]: ...
+
+    def evict(self, entry: Any) -> bool:
+        """Drop one of its graphs; False if that cannot be now."""
+
+
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def join(owner: Owner) -> None:
+    """Count someone's graphs from now on; who has them is held weakly."""
     with _lock:
         _owners.add(owner)
 
@@ -47,7 +71,7 @@ def used(device: torch.device = _CPU) -> int:
     return arena + sum(entry.bytes for _, entry in _entries(device))
 
 
-def keep_within(most: int, newest: Entry | str) -> int:
+def keep_within(most: int, newest: Graph | str) -> int:
     """Drop the least recently used graphs of all models on the device of `newest`, never that one, until they are within bounds.
 
     These are `most` bytes, and on a GPU a quarter of its memory if that is more.
@@ -64,7 +88,7 @@ def make_room(device: torch.device) -> int:
     return _drop(device, 0, None)
 
 
-def _drop(device: torch.device, most: int, newest: Entry | str | None) -> int:
+def _drop(device: torch.device, most: int, newest: Graph | str | None) -> int:
     dropped = 0
     for owner, entry in sorted(_entries(device), key=lambda pair: pair[1].used):
         if used(device) <= most:
@@ -74,7 +98,7 @@ def _drop(device: torch.device, most: int, newest: Entry | str | None) -> int:
     return dropped
 
 
-def _entries(device: torch.device) -> list[tuple[Dispatcher, Entry]]:
+def _entries(device: torch.device) -> list[tuple[Owner, Graph]]:
     with _lock:
         owners = list(_owners)
     return [(owner, entry) for owner in owners for entry in owner.entries if entry.device == device]
