@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import linecache
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx.experimental import proxy_tensor
 
-from . import autocast
+from . import autocast, exporting
 from .errors import Unsupported
 from .state import depends, install_output_hooks, twin, watch
 
 if TYPE_CHECKING:
     from . import signature
     from .autocast import Autocast
-
-TRACE_LOCK = threading.RLock()
 
 
 @dataclass
@@ -142,7 +137,7 @@ def capture(
     module = twin(module)
     install_output_hooks(module)
     call, results, changed = observed(module, rebuild, flatten, adapted)
-    with torch.no_grad(), _alone(), _forgetful(), autocast.on(casting):
+    with torch.no_grad(), exporting.alone(), exporting.sparing(), exporting.forgetful(), autocast.on(casting):
         exported = torch.export.export(call, tuple(tensors), strict=False)
         if changed:
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
@@ -263,40 +258,3 @@ def _program(exported: torch.export.ExportedProgram, result: signature.Flat) -> 
         raise Unsupported("an output", "forward returns something that is no tensor")
     on_cpu = ["val" in o.meta and o.meta["val"].device.type == "cpu" for o in outputs]
     return Program(exported.graph, inputs, weights, constants, outputs, result, on_cpu)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
-    tracer: Any = proxy_tensor._ModuleStackTracer
-    with TRACE_LOCK:
-        owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
-
-        def guarded_call(
-            self: Any, m: torch.nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Any:
-            mine = threading.get_ident() == owner
-            return call_module(self, m, forward, args, kwargs) if mine else forward(*args, **kwargs)
-
-        def guarded_getattr(self: Any, attr: str, attr_val: object, cache: dict[str, Any]) -> object:
-            return getattr_(self, attr, attr_val, cache) if threading.get_ident() == owner else attr_val
-
-        tracer.call_module, tracer.getattr = guarded_call, guarded_getattr
-        try:
-            yield
-        finally:
-            tracer.call_module, tracer.getattr = call_module, getattr_
-
-
-@contextlib.contextmanager
-def _forgetful() -> Iterator[None]:
-    """Drop what torch keeps of every export for good: the shapes that ops were traced for, and the code of graphs."""
-    sources = torch.fx.graph_module._loader.eval_cache
-    before = set(sources)
-    try:
-        yield
-    finally:
-        torch._subclasses.fake_tensor.FakeTensorMode.cache_clear()
-        for name in set(sources) - before:
-            sources.pop(name, None)
-            linecache.cache.pop(name, None)

@@ -19,7 +19,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 
-from .capture import TRACE_LOCK, Program, as_it_is, observed
+from .capture import Program, as_it_is, observed
+from .exporting import TRACE_LOCK
 from .same_program import Differs, compare
 from .state import install_output_hooks, twin
 

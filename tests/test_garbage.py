@@ -54,3 +54,18 @@ def test_what_a_build_leaves_is_gone_afterwards():
         del node
         assert not gone.is_set()
     assert gone.is_set()
+
+
+def test_exports_look_at_what_they_make_alone():
+    assert not gc.get_freeze_count()
+    with garbage.paused(), garbage.resumed():
+        assert gc.get_freeze_count() > 1000
+    assert not gc.get_freeze_count()
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        with garbage.paused(), garbage.resumed():
+            assert gc.get_freeze_count() == count
+        assert gc.get_freeze_count() == count  # a server's own, say
+    finally:
+        gc.unfreeze()
