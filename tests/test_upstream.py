@@ -83,3 +83,11 @@ print("right")
 
 def test_pipelines_run_through_it(patched):
     assert python(patched, "-c", SMOKE.format(folder=str(patched))).endswith("right\n")
+
+
+def test_it_is_formatted_as_diffusers_is(patched):
+    new = ["tests/pipelines/test_pipelines_backends.py", "src/diffusers/utils/backend_utils.py"]
+    check = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length", "119", "--target-version", "py310"]
+    done = subprocess.run([*check, *new], cwd=patched, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert all(len(line) <= 119 for path in new for line in (patched / path).read_text().splitlines())
