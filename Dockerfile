@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Draws images: see README.md, "Docker". Both devices come from this file:
+# Draws images: see docs/moving.md. Both devices come from this file:
 #   docker build -t diffusers-oneflow .                          for NVIDIA GPUs, and for machines without
 #   docker build -t diffusers-oneflow --build-arg DEVICE=cpu \
 #     --build-arg TORCH_INDEX=<PyTorch's index of CPU wheels> .  some 4 GB smaller
@@ -37,6 +37,11 @@ WORKDIR /home/oneflow
 CMD ["python3", "/demos/t2i.py", "--help"]
 
 FROM cpu AS cuda
+USER 0
+# Triton compiles what loads its kernels.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 1000
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # hadolint ignore=DL3006

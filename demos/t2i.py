@@ -40,6 +40,8 @@ def main(
     torch = engine.load()  # `import oneflow as torch`, without what OneFlow says while it is imported
 
     device = device or ("cuda" if real.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not real.cuda.is_available():
+        stop(f"--device {device}: torch sees no GPU here; in a container, add --gpus all")
     dtype = dtype or ("float16" if device.startswith("cuda") else "float32")
     if dtype not in ("float32", "bfloat16", "float16"):
         stop(f"--dtype {dtype} is none of float32, bfloat16, float16")
@@ -53,10 +55,14 @@ def main(
     except (OSError, ValueError, HFValidationError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         stop(f"{model} could not be loaded: {said[0]}; --model demo needs no download")
-    pipe = pipe.to(device)
     arguments = {} if size is None else {"width": size, "height": size}
     generator = torch.Generator().manual_seed(seed)
-    drawn = pipe(prompt, num_inference_steps=steps, num_images_per_prompt=images, generator=generator, **arguments).images
+    try:
+        pipe = pipe.to(device)
+        drawn = pipe(prompt, num_inference_steps=steps, num_images_per_prompt=images, generator=generator, **arguments).images
+    except (RuntimeError, ValueError, AssertionError) as error:  # a size or device that there is not, no room
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        stop(f"nothing was drawn on {device}: {said[0]}")
     name = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "image"
     for number, image in enumerate(drawn):
         file = out / f"{name}-{number}.png"

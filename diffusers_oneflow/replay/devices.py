@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -249,6 +250,8 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
         return f"a model on {device}: Triton compiles for NVIDIA GPUs of compute capability 7.0 and later"
     if importlib.util.find_spec("triton") is None:
         return f"a model on {device}, and Triton is not installed: pip install triton"
+    if not (os.environ.get("CC") or any(map(shutil.which, ("clang", "gcc")))):
+        return f"a model on {device}, and there is no C compiler, with which Triton makes what loads its kernels: install gcc"
     return None
 
 

@@ -230,6 +230,17 @@ def test_devices_that_are_refused_say_why(device, kernels, reason):
     assert reason in devices.refusal(torch.device(device), OneFlowConfig(kernels=kernels))
 
 
+def test_without_a_compiler_triton_is_of_no_use(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    device = torch.device("cuda")
+    assert "no C compiler" in devices.refusal(device, OneFlowConfig())
+    monkeypatch.setenv("CC", "/somewhere/cc")
+    assert devices.refusal(device, OneFlowConfig()) is None
+
+
 def test_graphs_on_a_gpu_can_be_switched_off():
     assert "OneFlowConfig(cuda=False)" in devices.refusal(torch.device("cuda"), OneFlowConfig(cuda=False))
 
