@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # it is there, and documented
 
-from . import engine, generators
+from . import engine, generators, no_gpu
 
 # OneFlow has no other tensors; int16, complex and float8 of torch have no counterpart.
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
@@ -120,6 +120,8 @@ def _tensor_outward(tensor: torch.Tensor) -> Any:
             f"OneFlow has no tensors of {tensor.dtype} and {tensor.layout}: convert this output before it is returned"
         )
     tensor = tensor.detach().resolve_neg()
+    if tensor.is_cuda and no_gpu.refusal() is not None:
+        tensor = tensor.cpu()  # its first op there would end the process
     if tensor.numel() == 0:
         return flow.empty(*tensor.shape, dtype=_to_flow()[tensor.dtype])
     if tensor.dtype == torch.bool:
@@ -170,6 +172,18 @@ def _has_flow(value: Any) -> bool:
     if isinstance(value, dict | collections.UserDict):
         return any(map(_has_flow, value.values()))
     return isinstance(value, flow.Tensor | flow._oneflow_internal.Generator)
+
+
+def called_back(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a script's own class, which libraries call: they give it OneFlow's objects and get torch's back."""
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if speaks_oneflow(sys._getframe(1).f_globals):
+            return method(self, *args, **kwargs)
+        return inward(method(self, *outward(args), **outward(kwargs)))
+
+    return called
 
 
 def _callback(function: Callable[..., Any]) -> Callable[..., Any]:

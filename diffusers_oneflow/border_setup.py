@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import border, engine, generators
+from . import border, engine, generators, no_gpu
 
 # What OneFlow's default generator starts from, as torch's.
 _UNSEEDED = 67280421310721
@@ -24,9 +24,12 @@ def install() -> None:
     _extend_autocast(flow.autocast)
     # torch's default generator draws for pipelines that are given none.
     flow.manual_seed = _also(flow.manual_seed, torch.manual_seed)
-    flow.cuda.manual_seed_all = _also(flow.cuda.manual_seed_all, torch.cuda.manual_seed_all)
-    flow.cuda.manual_seed = _also(flow.cuda.manual_seed, torch.cuda.manual_seed)
+    # OneFlow ends the process where it has no GPU; torch remembers the seed for when there is one.
+    for name in ("manual_seed_all", "manual_seed"):
+        ours = getattr(flow.cuda, name) if no_gpu.refusal() is None else lambda seed: None
+        setattr(flow.cuda, name, _also(ours, getattr(torch.cuda, name)))
     flow.Generator = _of_any_device(flow.Generator)
+    no_gpu.install(flow)
     generator = flow._oneflow_internal.Generator
     for name in ("manual_seed", "seed", "set_state"):
         setattr(generator, name, _forgetting(getattr(generator, name)))

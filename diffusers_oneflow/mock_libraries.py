@@ -8,6 +8,7 @@ the libraries pass through. Pipelines that the script makes run on OneFlow, as a
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -38,10 +39,15 @@ _BORDER: dict[str, dict[str, tuple[str, ...] | None]] = {
 _MIXINS = {
     "diffusers.loaders.single_file": {"FromSingleFileMixin": None},
     "diffusers.loaders.single_file_model": {"FromOriginalModelMixin": None},
+    "diffusers.loaders.textual_inversion": {"TextualInversionLoaderMixin": None},
+    "transformers.generation.utils": {"GenerationMixin": ("generate",)},
     "transformers.modeling_utils": {"ModuleUtilsMixin": ("device", "dtype")},
 }
 # Functions of theirs that a script calls with tensors and generators.
-_FUNCTIONS = {"diffusers.utils.torch_utils": ("randn_tensor",)}
+_FUNCTIONS = {
+    "diffusers.utils.torch_utils": ("randn_tensor",),
+    "safetensors.torch": ("save", "save_file", "load", "load_file"),
+}
 # Classes whose `device` is an attribute.
 _STATES = {"accelerate.state": ("PartialState", "AcceleratorState")}
 _SEEDING = ("accelerate.utils.random", "transformers.trainer_utils", "diffusers.training_utils")
@@ -116,9 +122,11 @@ def _family(base: Any) -> Iterator[type]:
 def _extend_class(cls: Any, only: tuple[str, ...] | None) -> None:
     from . import border, mock
 
-    # The script's own subclasses speak OneFlow themselves.
+    # The script's own subclasses speak OneFlow themselves; a pipeline calls those of a scheduler.
     where = sys.modules.get(cls.__module__)
     if mock.is_script(vars(where) if where else {"__name__": cls.__module__}):
+        if any(base.__name__ == "SchedulerMixin" for base in cls.__mro__):
+            _call_back(cls)
         return
     made = border.namespace(cls, inherited=False)
     for name, value in made.items():
@@ -130,6 +138,14 @@ def _extend_class(cls: Any, only: tuple[str, ...] | None) -> None:
                 setattr(cls, name, classmethod(_on_oneflow(static.__func__)))
         if "__init__" in cls.__dict__ and not cls.__name__.startswith("AutoPipeline"):
             cls.__init__ = _starting(cls.__init__)
+
+
+def _call_back(cls: type) -> None:
+    from . import border
+
+    for name, method in list(vars(cls).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(cls, name, border.called_back(method))
 
 
 def _makes_pipelines(cls: type) -> bool:

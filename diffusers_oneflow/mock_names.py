@@ -7,6 +7,7 @@ with the pipelines that it calls. OneFlow's seed follows, for what OneFlow draws
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -169,8 +170,36 @@ def _compile() -> Callable[..., Any]:
     return compile
 
 
+def _save() -> Callable[..., None]:
+    """``torch.save``, into files that torch reads; OneFlow's own makes a folder."""
+    import torch
+
+    from . import border
+
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        torch.save(border.inward(obj), f, *args, **kwargs)
+
+    return functools.wraps(torch.save)(save)
+
+
+def _load() -> Callable[..., Any]:
+    """``torch.load``, and OneFlow's own for the folders that it makes."""
+    import torch
+
+    from . import border, engine
+
+    def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(f, (str, os.PathLike)) and os.path.isdir(f):
+            return engine.flow().load(os.fspath(f), map_location)
+        return border.outward(torch.load(f, border.inward(map_location), *args, **kwargs))
+
+    return functools.wraps(torch.load)(load)
+
+
 OVERRIDES: dict[str, Callable[[], Any]] = {
     "torch.compile": _compile,
+    "torch.load": _load,
+    "torch.save": _save,
     "torch.seed": _seed,
     "torch.set_grad_enabled": _set_grad_enabled,
     **{f"torch.{name}": functools.partial(_mode, name) for name in ("no_grad", "enable_grad", "inference_mode")},

@@ -152,6 +152,15 @@ def test_a_script_draws_what_it_draws_with_torch(pipe, python, tmp_path):
             assert np.array_equal(mocked[name], expected), name
 
 
+def test_what_it_saves_overrides_and_asks_for_is_as_with_torch(pipe, python, tmp_path):
+    pipe.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "script.py").write_text((ROOT / "tests/files_and_schedulers.py").read_text())
+    stock, mocked = (shell(f"{start}{python} script.py tiny", tmp_path).splitlines() for start in ("", f"{SHELL}; "))
+    assert [line.split()[0] for line in stock[:5]] == ["image", "file", "buffer", "safetensors", "generated"]
+    assert stock[0].split()[1] == "3" and not any("made" in line for line in stock)
+    assert mocked == stock
+
+
 def test_run_does_it_for_one_script(python, tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent("""
         import sys, torch, beside
