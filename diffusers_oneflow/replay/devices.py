@@ -238,14 +238,9 @@ class Cuda(Plain):
             self._last.synchronize()
 
 
-def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
-    """Why graphs cannot be replayed on `device`, in words that say what to do; None if they can."""
-    if device.type != "cuda":
-        return f"a model on {device}: OneFlow runs on the CPU and on CUDA"
+def _cuda_refusal(device: torch.device, config: OneFlowConfig) -> str | None:
     if not config.cuda:
         return f"a model on {device}, and graphs there are switched off by OneFlowConfig(cuda=False)"
-    if config.kernels != "native" or loader.refusal():
-        return f"a model on {device} without the kernel pack ({loader.refusal() or 'kernels=' + repr(config.kernels)})"
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (7, 0):
         return f"a model on {device}: Triton compiles for NVIDIA GPUs of compute capability 7.0 and later"
     if importlib.util.find_spec("triton") is None:
@@ -253,6 +248,32 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
     if not (os.environ.get("CC") or any(map(shutil.which, ("clang", "gcc")))):
         return f"a model on {device}, and there is no C compiler, with which Triton makes what loads its kernels: install gcc"
     return None
+
+
+# By torch's name for the type of device: what makes one, and says why there can be none.
+_Refusal = Callable[[torch.device, OneFlowConfig], str | None]
+_KINDS: dict[str, tuple[Callable[[torch.device], Device], _Refusal]] = {"cuda": (Cuda, _cuda_refusal)}
+
+
+def register(kind: str, make: Callable[[torch.device], Device], refusal: _Refusal = lambda device, config: None) -> None:
+    """Let models on another type of device run as graphs there.
+
+    Args:
+        kind: torch's name for it (``xpu``).
+        make: called once for each device of that type.
+        refusal: called with a device and the options: why there are no graphs on it, in words that say what to do.
+    """
+    _KINDS[kind] = make, refusal
+    device_for.cache_clear()
+
+
+def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
+    """Why graphs cannot be replayed on `device`, in words that say what to do; None if they can."""
+    if device.type not in _KINDS:
+        return f"a model on {device}: OneFlow runs on the CPU and on {', '.join(sorted(_KINDS)).upper()}"
+    if config.kernels != "native" or loader.refusal():
+        return f"a model on {device} without the kernel pack ({loader.refusal() or 'kernels=' + repr(config.kernels)})"
+    return _KINDS[device.type][1](device, config)
 
 
 def libraries() -> str:
@@ -276,4 +297,4 @@ def libraries() -> str:
 @functools.cache
 def device_for(device: torch.device) -> Device:
     """The device that graphs for tensors on `device` are replayed on."""
-    return Cuda(device) if device.type == "cuda" else Plain(device)
+    return _KINDS[device.type][0](device) if device.type in _KINDS else Plain(device)

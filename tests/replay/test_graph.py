@@ -230,6 +230,34 @@ def test_devices_that_are_refused_say_why(device, kernels, reason):
     assert reason in devices.refusal(torch.device(device), OneFlowConfig(kernels=kernels))
 
 
+def test_another_chip_joins_under_its_name(monkeypatch):
+    """What it has to bring, in whole: a `Device`, and where there is one. Its tensors are the CPU's here, for want of a chip."""
+    monkeypatch.setattr(devices, "_KINDS", dict(devices._KINDS))
+    made = []
+
+    class Chip(OnPlain):
+        def __init__(self, device):
+            super().__init__()
+            made.append(device)
+
+        def find(self, op):
+            return None  # no kernels of its own: torch's ops run there
+
+    here, config = torch.device("xpu", 1), OneFlowConfig()
+    assert "runs on the CPU and on CUDA" in devices.refusal(here, config)
+    try:
+        devices.register("xpu", Chip, lambda device, config: None if device.index else f"a model on {device}: it is for drawing")
+        assert devices.refusal(here, config) is None and "for drawing" in devices.refusal(torch.device("xpu", 0), config)
+        assert "without the kernel pack" in devices.refusal(here, OneFlowConfig(kernels="oneflow"))
+        device = devices.device_for(here)
+        assert isinstance(device, Chip) and devices.device_for(here) is device and made == [here]
+        module, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8)).eval(), torch.randn(3, 4)
+        with torch.no_grad():
+            assert error(graph_of(module, x, device=device)([x])[0], module(x)) < 1e-5
+    finally:
+        devices.device_for.cache_clear()
+
+
 def test_without_a_compiler_triton_is_of_no_use(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
