@@ -17,7 +17,15 @@ from .errors import EngineUnavailable
 def compile(module: torch.nn.Module, config: OneFlowConfig | None = None) -> torch.nn.Module:
     """Let `module` run as OneFlow graphs, in place, and return it; `detach` takes it back.
 
-    Graphs are compiled at the first call of each kind. A VAE is attached at its encoder and decoder.
+    Graphs are compiled at the first call of each kind: other shapes, dtypes or plain arguments make another. A VAE is attached at
+    its encoder and decoder.
+
+    Args:
+        module: of any library, in float32, float16 or bfloat16, on the CPU or an NVIDIA GPU. Its weights stay where they are.
+        config: options; by default what cannot run on OneFlow runs in torch, with a warning.
+
+    Returns:
+        `module` itself. Its calls take and give torch's tensors as before.
 
     Raises:
         TypeError: `module` is no nn.Module.
@@ -32,7 +40,11 @@ def compile(module: torch.nn.Module, config: OneFlowConfig | None = None) -> tor
 
 
 def detach(module: torch.nn.Module) -> torch.nn.Module:
-    """Give a module that `compile` attached back to torch, and return it."""
+    """Give a module that `compile` attached back to torch, and return it.
+
+    Its graphs and all copies of weights are freed; its outputs are equal to the bit to before. A module that is not attached
+    stays as it is.
+    """
     for part in models(module).values():
         _detach(part)
     return module
