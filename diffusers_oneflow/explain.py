@@ -121,8 +121,8 @@ def explain(pipe: Any, show: bool = True) -> Explanation:
     """What OneFlow does for a pipeline or a single module; printed as a table unless `show` is False.
 
     Returns:
-        A dictionary of each model's path (``unet``, ``vae.decoder``) to a `ComponentReport`: its graphs with nodes, kernels, seconds
-        by stage and bytes, and how many calls ran in torch, by reason; `fallbacks` is their sum over all.
+        A dictionary of each model's path (``unet``, ``vae.decoder``) to a `ComponentReport`: its graphs with nodes, kernels,
+        seconds by stage and bytes, and how many calls ran in torch, by reason; `fallbacks` is their sum over all.
 
     Raises:
         ValueError: nothing of it is attached.
