@@ -160,6 +160,29 @@ def test_columns_that_are_joined_and_rows_that_lie_apart_are_multiplied_where_th
         assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
 
 
+class Twice(nn.Module):
+    """A layer of the same columns twice, and one of more parts than are multiplied one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.many = nn.Linear(32, 16), nn.Linear(64, 16)
+
+    def forward(self, x):
+        y = x.tanh()
+        return self.layer(torch.cat([y, y], -1)), self.many(torch.cat([y, x, y * 2, x.sin()], -1))
+
+
+def test_a_bias_is_added_once():
+    torch.manual_seed(0)
+    module, x = Twice().eval(), torch.randn(2, 8, 16)
+    graph = graph_of(module, x, device=Interpreted())
+    assert sum(s.kernel == "cublasLt" for s in graph.steps) == 3 and sum("cat" in s.op for s in graph.steps) == 1
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+
+
 class Repeated(nn.Module):
     """A layer of rows that no matrix has: one row over and over, every other column, and three dimensions apart."""
 

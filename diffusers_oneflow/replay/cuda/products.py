@@ -21,6 +21,8 @@ from .table import on_cuda
 _SMALL = 1 << 22
 # Bytes: results that lie side by side must each begin where the libraries' kernels can read them.
 _ALIGNED = 256
+# Of what is joined: the sum is rounded after each of them.
+_MOST_PARTS = 3
 # Bytes: where rows begin anywhere the library rounds before it adds a bias.
 _STEP = 16
 _Maybe = torch.Tensor | None
@@ -94,12 +96,16 @@ def _of_parts(lowered: Lowered, node: torch.fx.Node, weight: Ref, bias: Ref | No
         return None
     if not isinstance(whole.source, Step) or not isinstance(whole.source.run, moves.Cat):
         return None  # all parts of one tensor, in order: there is nothing to move
-    made, start = residual, 0
+    columns, start = [], 0
     for part in read:
-        size, last = part.shape[-1], part is read[-1]
-        columns = weight.through(lambda t, start=start, size=size: t.narrow(1, start, size))  # type: ignore[misc]
-        made = product(lowered, node, part, columns, bias if last else None, "none", made, "none", act_first=True)
-        start += size
+        columns.append(weight.through(lambda t, start=start, size=part.shape[-1]: t.narrow(1, start, size)))  # type: ignore[misc]
+        start += part.shape[-1]
+    if len(read) > _MOST_PARTS or any(_matrices(c.like) is None for c in columns):
+        return None
+    made = residual
+    for number, (part, of_part) in enumerate(zip(read, columns), 1):
+        ends = (bias if number == len(read) else None, "none", made, "none")
+        made = product(lowered, node, part, of_part, *ends, act_first=True)
     return made
 
 
