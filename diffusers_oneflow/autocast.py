@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 
 # Whose matrices autocast casts.
 _CAST = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention, torch.nn.RNNBase)
@@ -54,7 +55,7 @@ class Autocast:
 def current(device: torch.device) -> Autocast | None:
     """Autocast as the calling thread has it on `device`, if it is on there."""
     # Weights that are offloaded have a device that autocast does not know (meta).
-    kind = "cuda" if device.type == "cuda" else "cpu"
+    kind = device.type if is_autocast_available(device.type) else "cpu"
     return Autocast(kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
 

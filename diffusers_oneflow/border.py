@@ -181,7 +181,7 @@ def called_back(method: Callable[..., Any]) -> Callable[..., Any]:
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         if speaks_oneflow(sys._getframe(1).f_globals):
             return method(self, *args, **kwargs)
-        return inward(method(self, *outward(args), **outward(kwargs)))
+        return _returned(method(self, *outward(args), **outward(kwargs)), (args, kwargs))
 
     return called
 
@@ -191,9 +191,30 @@ def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        return inward(function(*outward(args), **outward(kwargs)))
+        return _returned(function(*outward(args), **outward(kwargs)), (args, kwargs))
 
     return called
+
+
+def _returned(value: Any, given: Any) -> Any:
+    """What a script returns to a library: torch's, and on the GPU of what it was given, which came to the CPU for OneFlow."""
+    device = _gpu_of(given) if no_gpu.refusal() is not None else None
+
+    def back(value: Any) -> Any:
+        if isinstance(value, engine.flow().Tensor):
+            return inward(value).to(device)
+        made = _rebuilt(value, back)
+        return inward(value) if made is value else made
+
+    return inward(value) if device is None else back(value)
+
+
+def _gpu_of(value: Any) -> torch.device | None:
+    """The GPU of the first tensor there that is on one."""
+    if isinstance(value, torch.Tensor):
+        return value.device if value.is_cuda else None
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, map(_gpu_of, items)), None)
 
 
 @contextlib.contextmanager

@@ -69,12 +69,15 @@ def fingerprint(module: torch.nn.Module, call: tuple[Any, ...] = ()) -> Fingerpr
         Unknowable: the module holds an object that cannot be described.
     """
     found = _Walk()
-    # This package's own code is part of a key by its content; it must not have changed since it was loaded.
-    files(__package__)
-    found.modes()
-    found.value(call)
-    found.module(module)
-    return Fingerprint(found.digest(), found.tensors)
+    try:
+        # This package's own code is part of a key by its content; it must not have changed since it was loaded.
+        files(__package__)
+        found.modes()
+        found.value(call)
+        found.module(module)
+        return Fingerprint(found.digest(), found.tensors)
+    finally:
+        found.forget()
 
 
 class _Walk:
@@ -93,6 +96,10 @@ class _Walk:
         self._code.finish()
         self._libraries.finish()
         return hashlib.sha256("".join(self._written).encode("utf-8", "backslashreplace")).hexdigest()
+
+    def forget(self) -> None:
+        """Let go of all that was met: the walk holds itself, and would keep a module until the collector looks at everything."""
+        vars(self).clear()
 
     def _put(self, *parts: Any) -> None:
         # As Python writes it: no two sequences of parts give the same text.

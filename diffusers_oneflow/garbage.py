@@ -47,6 +47,7 @@ def resumed() -> Iterator[None]:
         # What somebody else has frozen would thaw with it.
         frozen = again and not gc.get_freeze_count()
         if frozen:
+            gc.collect(1)  # what is young and gone would be among the oldest afterwards, and stay for long
             gc.freeze()
         if again:
             gc.enable()

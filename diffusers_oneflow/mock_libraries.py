@@ -143,9 +143,19 @@ def _extend_class(cls: Any, only: tuple[str, ...] | None) -> None:
 def _call_back(cls: type) -> None:
     from . import border
 
-    for name, method in list(vars(cls).items()):
-        if inspect.isfunction(method) and not name.startswith("_"):
-            setattr(cls, name, border.called_back(method))
+    for name, member in list(vars(cls).items()):
+        if name.startswith("_"):
+            continue
+        if inspect.isfunction(member):
+            setattr(cls, name, border.called_back(member))
+        elif isinstance(member, property) and member.fget is not None:
+            setattr(cls, name, property(border.called_back(member.fget), member.fset, member.fdel, member.__doc__))
+    write: Any = cls.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        write(self, name, border.inward(value))  # the library reads it as well
+
+    cast(Any, cls).__setattr__ = __setattr__
 
 
 def _makes_pipelines(cls: type) -> bool:

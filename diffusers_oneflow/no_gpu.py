@@ -40,7 +40,8 @@ def install(flow: Any) -> None:
     for name in _METHODS:
         if hasattr(flow.Tensor, name):
             setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name)))
-    flow.Tensor.cuda = _guarded(flow.Tensor.cuda, always=True)
+    for name in ("cuda", "pin_memory"):
+        setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name), always=True))
     for name in _QUESTIONS:
         if hasattr(flow.cuda, name):
             setattr(flow.cuda, name, _asked(getattr(flow.cuda, name), getattr(torch.cuda, name)))

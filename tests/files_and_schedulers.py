@@ -17,6 +17,18 @@ torch.cuda.manual_seed_all(3)
 class Clamped(DDIMScheduler):
     steps = 0
 
+    def set_timesteps(self, *args, **options):
+        super().set_timesteps(*args, **options)
+        self.timesteps = self.timesteps * torch.ones_like(self.timesteps)
+
+    @property
+    def init_noise_sigma(self):
+        return torch.ones(1)[0]
+
+    @init_noise_sigma.setter
+    def init_noise_sigma(self, value):
+        pass
+
     def step(self, model_output, timestep, sample, **options):
         self.steps += 1
         return super().step(torch.clamp(model_output, -0.5, 0.5), timestep, sample, **options)

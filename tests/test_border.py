@@ -249,3 +249,34 @@ print("right")
 def test_generators_can_still_be_pickled():
     generator = flow.Generator("cpu").manual_seed(3)
     assert pickle.loads(pickle.dumps(generator)).initial_seed() == 3
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU, for want of one; what is moved is written down."""
+
+    is_cuda = property(lambda self: True)
+    device = property(lambda self: torch.device("cuda", 0))
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_what_a_script_returns_is_on_the_gpu_of_what_it_got(monkeypatch):
+    moved = []
+    monkeypatch.setattr(border.no_gpu, "refusal", lambda: "no kernels")
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **options: moved.append(where) or self)
+    here = types.ModuleType("library")
+    here.__dict__["call"] = None
+    given = torch.ones(2).as_subclass(OnGpu)
+
+    class Scheduler:
+        def step(self, sample, **options):
+            assert isinstance(sample, flow.Tensor) and sample.device.type == "cpu"
+            return sample, {"kept": sample}, 3
+
+    exec("def call(method, *args): return method(*args)", here.__dict__)
+    sample, kept, number = here.call(border.called_back(Scheduler.step), Scheduler(), given)
+    assert number == 3 and moved == [(torch.device("cuda", 0),)] * 2
+    assert isinstance(sample, torch.Tensor) and isinstance(kept["kept"], torch.Tensor)
+    moved.clear()
+    assert isinstance(here.call(border.called_back(Scheduler.step), Scheduler(), torch.ones(2))[0], torch.Tensor) and not moved

@@ -2,8 +2,13 @@
 
 import gc
 import threading
+import weakref
 
-from diffusers_oneflow import garbage
+import pytest
+import torch
+
+import diffusers_oneflow
+from diffusers_oneflow import fingerprint, garbage
 
 
 def test_nothing_is_collected_until_the_last_of_several_is_done():
@@ -54,6 +59,41 @@ def test_what_a_build_leaves_is_gone_afterwards():
         del node
         assert not gone.is_set()
     assert gone.is_set()
+
+
+class Plain(torch.nn.Module):
+    def forward(self, x):
+        return x.sin() + 1
+
+
+@pytest.mark.parametrize("attach", [diffusers_oneflow.compile, lambda module: fingerprint.fingerprint(module)])
+def test_a_module_goes_when_it_is_dropped(attach):
+    gone = []
+    for _ in range(3):
+        module = Plain().eval()
+        attach(module)
+        with torch.no_grad():
+            module(torch.randn(3))
+        diffusers_oneflow.detach(module)
+        weakref.finalize(module, gone.append, 1)
+        del module
+    gc.collect(0)
+    assert len(gone) == 3
+
+
+def test_what_was_young_and_gone_is_not_frozen():
+    gone = []
+
+    class Node:
+        pass
+
+    with garbage.paused():
+        node = Node()
+        node.itself = node
+        weakref.finalize(node, gone.append, 1)
+        del node
+        with garbage.resumed():
+            assert gone == [1]
 
 
 def test_exports_look_at_what_they_make_alone():

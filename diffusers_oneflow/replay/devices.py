@@ -1,7 +1,6 @@
 """What a device has to bring for graphs to be replayed on it."""
 
 import contextlib
-import functools
 import importlib.util
 import os
 import shutil
@@ -253,6 +252,8 @@ def _cuda_refusal(device: torch.device, config: OneFlowConfig) -> str | None:
 # By torch's name for the type of device: what makes one, and says why there can be none.
 _Refusal = Callable[[torch.device, OneFlowConfig], str | None]
 _KINDS: dict[str, tuple[Callable[[torch.device], Device], _Refusal]] = {"cuda": (Cuda, _cuda_refusal)}
+# One for each device, since runs of all its graphs come after each other.
+_MADE: dict[torch.device, Device] = {}
 
 
 def register(kind: str, make: Callable[[torch.device], Device], refusal: _Refusal = lambda device, config: None) -> None:
@@ -264,7 +265,8 @@ def register(kind: str, make: Callable[[torch.device], Device], refusal: _Refusa
         refusal: called with a device and the options: why there are no graphs on it, in words that say what to do.
     """
     _KINDS[kind] = make, refusal
-    device_for.cache_clear()
+    for device in [device for device in _MADE if device.type == kind]:
+        del _MADE[device]
 
 
 def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
@@ -294,7 +296,10 @@ def libraries() -> str:
     return ", ".join([*found, "torch's attention", *four, "Triton"])
 
 
-@functools.cache
 def device_for(device: torch.device) -> Device:
-    """The device that graphs for tensors on `device` are replayed on."""
-    return _KINDS[device.type][0](device) if device.type in _KINDS else Plain(device)
+    """The device that graphs for tensors on `device` are replayed on; the same one for all of them."""
+    known = _MADE.get(device)
+    if known is None:
+        made = _KINDS[device.type][0](device) if device.type in _KINDS else Plain(device)
+        known = _MADE.setdefault(device, made)
+    return known

@@ -233,6 +233,7 @@ def test_devices_that_are_refused_say_why(device, kernels, reason):
 def test_another_chip_joins_under_its_name(monkeypatch):
     """What it has to bring, in whole: a `Device`, and where there is one. Its tensors are the CPU's here, for want of a chip."""
     monkeypatch.setattr(devices, "_KINDS", dict(devices._KINDS))
+    monkeypatch.setattr(devices, "_MADE", dict(devices._MADE))
     made = []
 
     class Chip(OnPlain):
@@ -245,17 +246,17 @@ def test_another_chip_joins_under_its_name(monkeypatch):
 
     here, config = torch.device("xpu", 1), OneFlowConfig()
     assert "runs on the CPU and on CUDA" in devices.refusal(here, config)
-    try:
-        devices.register("xpu", Chip, lambda device, config: None if device.index else f"a model on {device}: it is for drawing")
-        assert devices.refusal(here, config) is None and "for drawing" in devices.refusal(torch.device("xpu", 0), config)
-        assert "without the kernel pack" in devices.refusal(here, OneFlowConfig(kernels="oneflow"))
-        device = devices.device_for(here)
-        assert isinstance(device, Chip) and devices.device_for(here) is device and made == [here]
-        module, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8)).eval(), torch.randn(3, 4)
-        with torch.no_grad():
-            assert error(graph_of(module, x, device=device)([x])[0], module(x)) < 1e-5
-    finally:
-        devices.device_for.cache_clear()
+    devices.register("xpu", Chip, lambda device, config: None if device.index else f"a model on {device}: it is for drawing")
+    assert devices.refusal(here, config) is None and "for drawing" in devices.refusal(torch.device("xpu", 0), config)
+    assert "without the kernel pack" in devices.refusal(here, OneFlowConfig(kernels="oneflow"))
+    plain, device = devices.device_for(torch.device("cpu")), devices.device_for(here)
+    assert isinstance(device, Chip) and devices.device_for(here) is device and made == [here]
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8)).eval(), torch.randn(3, 4)
+    with torch.no_grad():
+        assert error(graph_of(module, x, device=device)([x])[0], module(x)) < 1e-5
+    devices.register("xpu", Chip)
+    # Graphs of other devices go on in one order.
+    assert devices.device_for(here) is not device and devices.device_for(torch.device("cpu")) is plain
 
 
 def test_without_a_compiler_triton_is_of_no_use(monkeypatch):
