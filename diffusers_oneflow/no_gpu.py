@@ -42,16 +42,32 @@ def install(flow: Any) -> None:
             setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name)))
     for name in ("cuda", "pin_memory"):
         setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name), always=True))
+    if refusal() is not None:
+        for name in [name for name in dir(flow.cuda) if name.endswith("Tensor")]:
+            setattr(flow.cuda, name, _absent(name))
     for name in _QUESTIONS:
         if hasattr(flow.cuda, name):
             setattr(flow.cuda, name, _asked(getattr(flow.cuda, name), getattr(torch.cuda, name)))
 
 
+def _absent(name: str) -> type:
+    """A type of tensors on a GPU, of which there are none."""
+
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(_message())
+
+    return type(name, (), {"__new__": __new__})
+
+
+def _message() -> str:
+    return f"OneFlow cannot have this on a GPU: {refusal()}; keep it on the CPU, pipelines take it from there"
+
+
 def _guarded(original: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
     @functools.wraps(original)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if (always or any(map(_names_gpu, (*args, *kwargs.values())))) and (reason := refusal()) is not None:
-            raise RuntimeError(f"OneFlow cannot have this on a GPU: {reason}; keep it on the CPU, pipelines take it from there")
+        if (always or any(map(_names_gpu, (*args, *kwargs.values())))) and refusal() is not None:
+            raise RuntimeError(_message())
         return original(*args, **kwargs)
 
     return guarded

@@ -17,6 +17,8 @@ WAYS = {
     "cuda()": lambda: flow.ones(2).cuda(),
     "a layer": lambda: flow.nn.Linear(2, 2).to("cuda"),
     "a generator": lambda: flow.Generator("cuda"),
+    "pinned": lambda: flow.ones(2).pin_memory(),
+    "of a type": lambda: flow.cuda.FloatTensor(2),
 }
 
 
@@ -25,6 +27,11 @@ WAYS = {
 def test_it_is_an_error_and_no_abort(way):
     with pytest.raises(RuntimeError, match="keep it on the CPU"):
         WAYS[way]()
+
+
+@pytest.mark.skipif(no_gpu.refusal() is None, reason="OneFlow can use a GPU here")
+def test_nothing_is_of_a_type_on_a_gpu():
+    assert not isinstance(flow.ones(2), flow.cuda.FloatTensor)
 
 
 def test_what_stays_on_the_cpu_is_made():
