@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,27 @@ from .structure import Structure
 _tracing = threading.local()
 # Bytes of weights from which on reading them again in every call takes longer than noticing that nothing has changed.
 _WORTH_HOISTING = 32 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a graph is made of.
+
+    Attributes:
+        structure: of the module.
+        program: after the passes.
+        tensors: one per input, for shapes and dtypes.
+        native: whether the pack's kernels run what they can.
+        stage: is told how far it is.
+        known: what the module's other graphs compute apart.
+    """
+
+    structure: Structure
+    program: Program
+    tensors: list[torch.Tensor]
+    native: bool
+    stage: progress.Stage
+    known: Sequence[hoisting.Hoisted]
 
 
 class Builder:
@@ -76,7 +98,7 @@ class Builder:
                 program = found.program
                 bar.stage("passes", 1.0)
                 compile = self.compile if structure.device.type == "cpu" else self.compile_elsewhere
-                graph, hoisted = compile(structure, program, tensors, native, bar.stage, known)
+                graph, hoisted = compile(Job(structure, program, tensors, native, bar.stage, known))
         except (EngineUnavailable, torch.OutOfMemoryError):
             raise
         except OneFlowError as error:
@@ -91,43 +113,28 @@ class Builder:
         ops = passes.op_counts(program)
         return Entry(graph, program.result, opened, shapes, ops, found.rewrites, seconds, hoisted, found.origin)
 
-    def compile(
-        self,
-        structure: Structure,
-        program: Program,
-        tensors: list[torch.Tensor],
-        native: bool,
-        stage: progress.Stage,
-        known: Sequence[hoisting.Hoisted],
-    ) -> tuple[CompiledGraph, list[hoisting.Hoisted]]:
+    def compile(self, job: Job) -> tuple[CompiledGraph, list[hoisting.Hoisted]]:
         """On the CPU OneFlow runs the graph; what changes rarely is computed apart."""
-        store = self.weights.prepare(native)
-        wanted = native and self._config.hoist is not False
-        prologues = hoist.split(program, 0 if self._config.hoist else _WORTH_HOISTING) if wanted else []
-        bind = functools.partial(self.weights.bind, structure, store)
-        hoisted = hoisting.build(prologues, program, bind, tensors, store, known)
-        return CompiledGraph(program, bind(program), tensors, stage, store), hoisted
+        store = self.weights.prepare(job.native)
+        wanted = job.native and self._config.hoist is not False
+        prologues = hoist.split(job.program, 0 if self._config.hoist else _WORTH_HOISTING) if wanted else []
+        bind = functools.partial(self.weights.bind, job.structure, store)
+        hoisted = hoisting.build(prologues, job.program, bind, job.tensors, store, job.known)
+        return CompiledGraph(job.program, bind(job.program), job.tensors, job.stage, store), hoisted
 
-    def compile_elsewhere(
-        self,
-        structure: Structure,
-        program: Program,
-        tensors: list[torch.Tensor],
-        native: bool,
-        stage: progress.Stage,
-        known: Sequence[hoisting.Hoisted],
-    ) -> tuple[Any, list[hoisting.Hoisted]]:
+    def compile_elsewhere(self, job: Job) -> tuple[Any, list[hoisting.Hoisted]]:
         """On another device OneFlow plans the graph, and the device replays it (`replay`)."""
         from .replay import devices
         from .replay.graph import ReplayGraph
 
-        constants = {name: constant.to(structure.device) for name, constant in program.constants.items()}
-        weights = {name: structure.weights[q].detach() for name, q in program.weights.items()} | constants
-        make = functools.partial(ReplayGraph, program, weights, tensors, devices.device_for(structure.device), stage)
+        held, where = job.structure.weights, job.structure.device
+        constants = {name: constant.to(where) for name, constant in job.program.constants.items()}
+        weights = {name: held[q].detach() for name, q in job.program.weights.items()} | constants
+        make = functools.partial(ReplayGraph, job.program, weights, job.tensors, devices.device_for(where), job.stage)
         try:
             return make(), []
         except torch.OutOfMemoryError:
-            if not budget.make_room(structure.device):
+            if not budget.make_room(where):
                 raise
         return make(), []
 

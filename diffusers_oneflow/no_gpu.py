@@ -17,6 +17,7 @@ _FACTORIES = (
     "normal", "ones_like", "zeros_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "Generator",
 )  # fmt: skip
 _METHODS = ("to", "new_ones", "new_zeros", "new_empty", "new_full", "new_tensor")
+_ALWAYS = ("cuda", "pin_memory")
 # What torch says of GPUs just as well.
 _QUESTIONS = ("get_device_name", "get_device_properties", "get_device_capability", "current_device", "synchronize", "empty_cache")
 
@@ -33,41 +34,38 @@ def refusal() -> str | None:
 
 
 def install(flow: Any) -> None:
-    """Put the errors in place; called once."""
-    for name in _FACTORIES:
-        if hasattr(flow, name):
-            setattr(flow, name, _guarded(getattr(flow, name)))
-    for name in _METHODS:
-        if hasattr(flow.Tensor, name):
-            setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name)))
-    for name in ("cuda", "pin_memory"):
-        setattr(flow.Tensor, name, _guarded(getattr(flow.Tensor, name), always=True))
-    if refusal() is not None:
-        for name in [name for name in dir(flow.cuda) if name.endswith("Tensor")]:
-            setattr(flow.cuda, name, _absent(name))
+    """Put the errors in place, where OneFlow can use no GPU; called once."""
+    reason = refusal()
+    if reason is None:
+        return
+    message = f"OneFlow cannot have this on a GPU: {reason}; keep it on the CPU, pipelines take it from there"
+    for place, names in ((flow, _FACTORIES), (flow.Tensor, _METHODS)):
+        for name in names:
+            if hasattr(place, name):
+                setattr(place, name, _guarded(getattr(place, name), message))
+    for name in _ALWAYS:
+        setattr(flow.Tensor, name, _refused(getattr(flow.Tensor, name), message))
+    for name in [name for name in dir(flow.cuda) if name.endswith("Tensor")]:
+        # A type, of which there is nothing.
+        setattr(flow.cuda, name, type(name, (), {"__new__": _refused(object.__new__, message)}))
     for name in _QUESTIONS:
         if hasattr(flow.cuda, name):
-            setattr(flow.cuda, name, _asked(getattr(flow.cuda, name), getattr(torch.cuda, name)))
+            setattr(flow.cuda, name, _asked(getattr(torch.cuda, name)))
 
 
-def _absent(name: str) -> type:
-    """A type of tensors on a GPU, of which there are none."""
+def _refused(original: Callable[..., Any], message: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(message)
 
-    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(_message())
-
-    return type(name, (), {"__new__": __new__})
-
-
-def _message() -> str:
-    return f"OneFlow cannot have this on a GPU: {refusal()}; keep it on the CPU, pipelines take it from there"
+    return refused
 
 
-def _guarded(original: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
+def _guarded(original: Callable[..., Any], message: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if (always or any(map(_names_gpu, (*args, *kwargs.values())))) and refusal() is not None:
-            raise RuntimeError(_message())
+        if any(map(_names_gpu, (*args, *kwargs.values()))):
+            raise RuntimeError(message)
         return original(*args, **kwargs)
 
     return guarded
@@ -79,13 +77,11 @@ def _names_gpu(value: Any) -> bool:
     return isinstance(value, engine.flow().device) and value.type == "cuda"
 
 
-def _asked(original: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """A question about GPUs, for torch where OneFlow has none."""
+def _asked(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """A question about GPUs, for torch to answer."""
 
-    @functools.wraps(original)
+    @functools.wraps(theirs)
     def asked(*args: Any, **kwargs: Any) -> Any:
-        if refusal() is None:
-            return original(*args, **kwargs)
         return theirs(*(str(a) if isinstance(a, engine.flow().device) else a for a in args), **kwargs)
 
     return asked

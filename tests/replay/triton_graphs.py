@@ -20,6 +20,14 @@ class Interpreted(OnPlain):
         self.find, self.aside = cuda.TABLE.get, self.plain.aside
 
 
+def check(graph, module, x):
+    """Each of a graph's results is as near to float64 as torch's; the module is in float64 afterwards."""
+    with torch.no_grad():
+        stock, wide = module(x), module.double()(x.double())
+    for made, mine, expected in zip(graph([x]), stock, wide):
+        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+
+
 class Layers(nn.Module):
     """Two residual layers of a transformer; what was added up is read again later, through a view too."""
 
@@ -46,10 +54,7 @@ def test_a_norm_adds_the_residual_of_the_product_before_it(norm, early):
     taken = [s for s in graph.steps if "norm" in s.kernel and s.like.dim() == 4]
     assert len(taken) == (1 if early else 2)  # what is read before the norm comes must be there
     assert all(len(refs(ref.source.args)) == 2 for s in taken for ref in refs(s.args)[:1])
-    with torch.no_grad():
-        stock, wide = module(x), module.double()(x.double())
-    for made, mine, expected in zip(graph([x]), stock, wide):
-        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+    check(graph, module, x)
 
 
 class Narrow(nn.Module):
@@ -72,10 +77,7 @@ def test_a_norm_of_other_rows_takes_no_bias(bias):
     module, x = Narrow(bias).eval(), torch.randn(2, 8, 16)
     graph = graph_of(module, x, device=Interpreted())
     assert sum("norm" in s.kernel and s.like.dim() > 3 and s.like.shape[0] == 2 for s in graph.steps) >= 1
-    with torch.no_grad():
-        stock, wide = module(x), module.double()(x.double())
-    for made, mine, expected in zip(graph([x]), stock, wide):
-        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+    check(graph, module, x)
 
 
 def test_attention_takes_what_torch_says_it_is_for(monkeypatch):
@@ -154,10 +156,7 @@ def test_columns_that_are_joined_and_rows_that_lie_apart_are_multiplied_where_th
     graph = graph_of(module, x, device=Interpreted())
     assert sum("cat" in s.op for s in graph.steps) == 1 and not any("copy" in s.kernel for s in graph.steps)
     assert sum(s.kernel == "cublasLt" for s in graph.steps) == 6  # two for what is joined
-    with torch.no_grad():
-        stock, wide = module(x), module.double()(x.double())
-    for made, mine, expected in zip(graph([x]), stock, wide):
-        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+    check(graph, module, x)
 
 
 class Twice(nn.Module):
@@ -177,10 +176,7 @@ def test_a_bias_is_added_once():
     module, x = Twice().eval(), torch.randn(2, 8, 16)
     graph = graph_of(module, x, device=Interpreted())
     assert sum(s.kernel == "cublasLt" for s in graph.steps) == 3 and sum("cat" in s.op for s in graph.steps) == 1
-    with torch.no_grad():
-        stock, wide = module(x), module.double()(x.double())
-    for made, mine, expected in zip(graph([x]), stock, wide):
-        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+    check(graph, module, x)
 
 
 class Repeated(nn.Module):
@@ -199,7 +195,4 @@ def test_rows_that_no_matrix_has_are_copied():
     torch.manual_seed(0)
     module, x = Repeated().eval(), torch.randn(3, 6, 16)
     graph = graph_of(module, x, device=Interpreted())
-    with torch.no_grad():
-        stock, wide = module(x), module.double()(x.double())
-    for made, mine, expected in zip(graph([x]), stock, wide):
-        assert error(made, expected) <= max(1.5 * error(mine, expected), 1e-6)
+    check(graph, module, x)
