@@ -7,4 +7,4 @@ from .table import TABLE
 
 __all__ = ["TABLE"]
 
-from . import attention, convolutions, light, moves, norms, products  # noqa: F401 (they fill the table)
+from . import attention, convolutions, light, moves, norms, products, upsampling  # noqa: F401 (they fill the table)

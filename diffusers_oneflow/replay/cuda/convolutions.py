@@ -13,11 +13,12 @@ from . import choice, cudnn
 from .light import finish, fits
 from .products import product
 from .table import on_cuda
+from .upsampling import doubled
 
 _HALVES = (torch.float16, torch.bfloat16)
 _LAST = torch.channels_last
 # So many of cuDNN's proposals are measured, by how many ends are in its kernel: two it has to compile, for a second each.
-_MANY = (3, 4, 2)
+_MANY, _MANY_TRANSPOSED = (3, 4, 2), 5
 _Maybe = torch.Tensor | None
 
 
@@ -39,9 +40,13 @@ def conv2d(
     filters = isinstance(weight.source, torch.Tensor) and len(weight.shape) == 4
     if not filters or not fits(x, weight, bias, residual) or x.dtype != weight.dtype:
         return lowered.in_torch(node, (x, weight, bias, stride, padding, dilation, groups, act, residual), {})
-    x = lowered.contiguous(node, x)
     residual = None if residual is None else lowered.contiguous(node, residual)
     oc, c, kh, kw = weight.shape
+    plain = {*stride, *padding, *dilation, groups} == {1}
+    if plain and (taken := doubled(lowered, node, weight)) is not None:
+        twice = Ways((2, 2), (1, 1), (1, 1), 1, act, transposed=True)
+        return lowered.step(node, twice, (*taken, bias, residual), made.shape, made.dtype, "cudnn convolution")
+    x = lowered.contiguous(node, x)
     if (kh, kw, groups) == (1, 1, 1) and not any(padding) and set(stride) == {1}:
         flat = weight.through(lambda w: w.view(oc, c))
         return product(lowered, node, x, flat, bias, act, residual, "none", act_first=False)
@@ -55,14 +60,19 @@ def _convolution(device: int, *args: Any) -> cudnn.Convolution:
 
 
 class Ways(choice.Ways):
-    """A convolution of one step, ``act(conv(x) + bias + residual)``."""
+    """A convolution of one step, ``act(conv(x) + bias + residual)``.
+
+    Args:
+        transposed: what it makes is as large as what ``conv_transpose2d`` makes of weights (c, oc, kh, kw); in one group.
+    """
 
     def __init__(
-        self, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int, act: str
-    ) -> None:
+        self, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int, act: str,
+        transposed: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._how, self._groups, self._act = (stride, padding, dilation), groups, act
-        self.kind = (self._how, groups, act)
+        self._how, self._groups, self._act, self._transposed = (stride, padding, dilation), groups, act, transposed
+        self.kind = (self._how, groups, act, transposed)
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         """Let the library compile what will be measured, and Triton what comes after it; any thread may.
@@ -91,15 +101,14 @@ class Ways(choice.Ways):
         ways = [way for ends in fused for way in self._planned(ends, out, x, weight, bias, residual)]
         return [*ways, (self._in_place, "cudnn by torch"), (self._in_torch, "torch")]
 
-    @staticmethod
-    def _fused(*tensors: _Maybe) -> tuple[bool, ...]:
+    def _fused(self, *tensors: _Maybe) -> tuple[bool, ...]:
         """Whether cuDNN's graphs are to have the bias and the residual inside: both ways, one, or none that it can do."""
         out, x, _, bias, residual = tensors
         assert out is not None and x is not None
         aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
         if not (x.is_cuda and x.dtype in _HALVES and aligned):
             return ()
-        return (False,) if bias is None and residual is None else (True, False)
+        return (False,) if self._transposed or (bias is None and residual is None) else (True, False)
 
     def _described(
         self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
@@ -108,13 +117,12 @@ class Ways(choice.Ways):
         n, h, w, c = x.shape
         size = (out.shape[0], out.shape[3], *out.shape[1:3])
         more = (bias is not None and ends, residual is not None and ends)
-        return ((n, c, h, w), tuple(weight.shape), size, x.dtype, x.device, *more, *self._how)
+        return ((n, c, h, w), tuple(weight.shape), size, x.dtype, x.device, *more, *self._how, self._transposed)
 
-    @staticmethod
-    def _count(made: cudnn.Convolution, ends: bool, bias: _Maybe, residual: _Maybe) -> int:
+    def _count(self, made: cudnn.Convolution, ends: bool, bias: _Maybe, residual: _Maybe) -> int:
         """How many plans are measured."""
         inside = ends * (bias is not None) + ends * (residual is not None)
-        return min(_MANY[inside], len(made.configs))
+        return min(_MANY_TRANSPOSED if self._transposed else _MANY[inside], len(made.configs))
 
     def _planned(
         self, ends: bool, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
@@ -134,15 +142,21 @@ class Ways(choice.Ways):
 
     def _in_place(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         stride, padding, dilation = self._how
-        torch.ops.aten.cudnn_convolution.out(
-            x.permute(0, 3, 1, 2), weight, padding, stride, dilation, self._groups, True, False, torch.backends.cudnn.allow_tf32,
-            out=out.permute(0, 3, 1, 2),
-        )  # fmt: skip
+        rest = (stride, dilation, self._groups, True, False, torch.backends.cudnn.allow_tf32)
+        x, made = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
+        if self._transposed:
+            torch.ops.aten.cudnn_convolution_transpose.out(x, weight, padding, (0, 0), *rest, out=made)
+        else:
+            torch.ops.aten.cudnn_convolution.out(x, weight, padding, *rest, out=made)
         self._finish(out, bias, residual)
 
     def _in_torch(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         stride, padding, dilation = self._how
-        made = torch.conv2d(x.permute(0, 3, 1, 2), weight, None, stride, padding, dilation, self._groups)
+        x = x.permute(0, 3, 1, 2)
+        if self._transposed:
+            made = torch.conv_transpose2d(x, weight, None, stride, padding, 0, self._groups, dilation)
+        else:
+            made = torch.conv2d(x, weight, None, stride, padding, dilation, self._groups)
         out.copy_(made.permute(0, 2, 3, 1))
         self._finish(out, bias, residual)
 

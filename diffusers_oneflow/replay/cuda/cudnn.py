@@ -17,7 +17,7 @@ from . import memory
 _TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 9}
 # Kinds of descriptors, ...
 _POINTWISE, _CONVOLUTION, _ENGINE, _CONFIG, _HEURISTIC, _PLAN = 0, 1, 2, 3, 4, 5
-_FORWARD, _ADD, _GRAPH, _PACK, _TENSOR = 10, 13, 15, 16, 17
+_FORWARD, _BACKWARD_DATA, _ADD, _GRAPH, _PACK, _TENSOR = 10, 12, 13, 15, 16, 17
 # ... and of what they are told.
 _HANDLE, _DATA_TYPE, _BOOL, _INT64, _FLOAT, _POINTER, _MODE, _HEUR_MODE, _NOTE, _PW_MODE, _DESC = (
     0,
@@ -127,6 +127,8 @@ class Convolution:
     Args:
         by: what plans and computes; it has to live as long.
         x, weight, out: shapes (n, c, h, w), (oc, c / groups, kh, kw), (n, oc, oh, ow), all channels last in memory.
+        transposed: instead of `x`, what a convolution with weights (c, oc, kh, kw) made of an image like `out` has that shape;
+            its gradient, with respect to the image, is computed.
 
     Attributes:
         configs: ways to compute it that the library proposes, its favourite first.
@@ -138,6 +140,7 @@ class Convolution:
     def __init__(
         self, by: Handle, x: Sequence[int], weight: Sequence[int], out: Sequence[int], dtype: torch.dtype, device: torch.device,
         bias: bool, residual: bool, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+        transposed: bool = False,
     ) -> None:  # fmt: skip
         self._device, self._cudnn = device, by
         dims = (106, _INT64, 2)
@@ -146,12 +149,12 @@ class Convolution:
         adds = [(3, (1, out[1], 1, 1))] * bias + [(4, out)] * residual
         made = _tensor(2 if not adds else 10, out, dtype if not adds else torch.float32, bool(adds))
         image, filters = _tensor(0, x, dtype), _tensor(1, weight, dtype)
-        ops = [
-            _Descriptor(
-                _FORWARD, (702, _DESC, how), (704, _DESC, image), (703, _DESC, filters), (705, _DESC, made), (700, _FLOAT, 1.0),
-                (701, _FLOAT, 0.0),
-            ).finish()
-        ]  # fmt: skip
+        # Conv, X, W, Y, alpha and beta; for the gradient conv, DY, W, DX, alpha and beta.
+        kind, numbers = (
+            (_BACKWARD_DATA, (708, 711, 709, 710, 706, 707)) if transposed else (_FORWARD, (702, 704, 703, 705, 700, 701))
+        )
+        values = ((_DESC, how), (_DESC, image), (_DESC, filters), (_DESC, made), (_FLOAT, 1.0), (_FLOAT, 0.0))
+        ops = [_Descriptor(kind, *((number, *value) for number, value in zip(numbers, values))).finish()]
         plus = _Descriptor(_POINTWISE, (0, _PW_MODE, _PLUS), (1, _DATA_TYPE, 0)).finish()
         for position, (number, shape) in enumerate(adds):
             last = position == len(adds) - 1

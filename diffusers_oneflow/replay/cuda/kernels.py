@@ -284,6 +284,43 @@ def row_norm_kernel(
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
+@triton.jit(do_not_specialize=["rows", "width", "up", "wide"])
+def repeat_kernel(out, x, rows, columns, width, up, wide, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Each pixel `wide` times in a row of an image, each row `up` times; out (rows, columns) in images `width` pixels wide."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    source = row // width // up * (width // wide) + row % width // wide
+    value = tl.load(x + source.to(tl.int64)[:, None] * columns + column[None, :], inside)
+    tl.store(out + row.to(tl.int64)[:, None] * columns + column[None, :], value, inside)
+
+
+@triton.jit
+def fold_kernel(out, weight, channels, inputs, TILE: tl.constexpr):
+    """Filters (channels, 3, 3, inputs) to (inputs, 4, 4, channels), where 4 are the sums of the last, the last two, the first
+    two, and the first of 3. A program does one row of the 4 for a tile of both channels.
+    """
+    to = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    of = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    row = tl.program_id(2)
+    inside = (to < channels)[:, None] & (of < inputs)[None, :]
+    first = tl.maximum(2 - row, 0)
+    at = weight + (to.to(tl.int64) * 9)[:, None] * inputs + of[None, :]
+    made = out + ((of * 4 + row).to(tl.int64) * 4)[:, None] * channels + to[None, :]
+    both = inside & (row > 0) & (row < 3)
+    left = tl.load(at + first * 3 * inputs, inside, 0.0).to(tl.float32)
+    left += tl.load(at + (first + 1) * 3 * inputs, both, 0.0).to(tl.float32)
+    middle = tl.load(at + (first * 3 + 1) * inputs, inside, 0.0).to(tl.float32)
+    middle += tl.load(at + (first * 3 + 4) * inputs, both, 0.0).to(tl.float32)
+    right = tl.load(at + (first * 3 + 2) * inputs, inside, 0.0).to(tl.float32)
+    right += tl.load(at + (first * 3 + 5) * inputs, both, 0.0).to(tl.float32)
+    there = tl.trans(inside)
+    tl.store(made, tl.trans(right).to(out.dtype.element_ty), there)
+    tl.store(made + channels, tl.trans(middle + right).to(out.dtype.element_ty), there)
+    tl.store(made + 2 * channels, tl.trans(left + middle).to(out.dtype.element_ty), there)
+    tl.store(made + 3 * channels, tl.trans(left).to(out.dtype.element_ty), there)
+
+
 @triton.jit(do_not_specialize=["rows", "middle", "inner"])
 def move_kernel(
     out, x, rows, columns, middle, inner, out_0, out_1, out_2, x_0, x_1, x_2, ROWS: tl.constexpr, COLUMNS: tl.constexpr

@@ -113,16 +113,3 @@ def _where(lowered: Lowered, node: torch.fx.Node, mask: Ref, value: Ref, other: 
         torch.where(mask, value.to(other.dtype), other, out=out)
 
     return lowered.step(node, run, (mask, value, other), made.shape, made.dtype, "torch where")
-
-
-@on_cuda("oneflow.upsample_nearest2d.default")
-def upsample_nearest2d(lowered: Lowered, node: torch.fx.Node, x: Ref, size: Sequence[int]) -> Any:
-    n, h, w, c = x.shape
-    if size[0] % h or size[1] % w:
-        return lowered.in_torch(node, (x, size), {})
-    up, wide = size[0] // h, size[1] // w
-
-    def run(out: torch.Tensor, x: torch.Tensor) -> None:
-        out.view(n, h, up, w, wide, c).copy_(x[:, :, None, :, None])
-
-    return lowered.step(node, run, (x,), (n, *size, c), x.dtype, "copy")

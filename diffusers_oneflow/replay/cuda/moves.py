@@ -31,6 +31,13 @@ def rows_of(out: torch.Tensor, x: torch.Tensor) -> tuple[list[int], list[int], l
     return list(sizes), list(ours), list(theirs)
 
 
+def tiles(rows: int, columns: int) -> tuple[tuple[int, int], int, int]:
+    """The grid of programs that move so many rows; rows and columns of each."""
+    wide = min(_WIDEST, power(columns))
+    high = min(_TILE // wide, power(rows))
+    return (-(-rows // high), -(-columns // wide)), high, wide
+
+
 def move(out: torch.Tensor, x: torch.Tensor) -> None:
     """``out.copy_(x)`` of two views of one shape and dtype, at the rate of the memory."""
     found = rows_of(out, x)
@@ -39,10 +46,8 @@ def move(out: torch.Tensor, x: torch.Tensor) -> None:
         return
     (outer, middle, inner, columns), ours, theirs = found
     rows = outer * middle * inner
-    wide = min(_WIDEST, power(columns))
-    high = min(_TILE // wide, power(rows))
-    grid = (-(-rows // high), -(-columns // wide))
-    kernels.move_kernel[grid](out, x, rows, columns, middle, inner, *ours[:3], *theirs[:3], high, wide, num_warps=8)
+    grid, *tile = tiles(rows, columns)
+    kernels.move_kernel[grid](out, x, rows, columns, middle, inner, *ours[:3], *theirs[:3], *tile, num_warps=8)
 
 
 class Cat(choice.Ways):
