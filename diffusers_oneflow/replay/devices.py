@@ -107,16 +107,17 @@ class Cuda(Plain):
     def wake(self) -> None:
         """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds.
 
-        Flash attention 4 after that, where it is installed.
+        What is installed beside it after that, flash attention 4 and quack.
         """
 
         def load() -> None:
             with contextlib.suppress(Exception):  # it fails again where it is needed, and says so
-                from .cuda import flash, memsets
+                from .cuda import flash, gates, memsets
 
                 with torch.cuda.device(self.torch):
                     memsets.load()
                 flash.usable(self.torch)
+                gates.usable(self.torch)
 
         if not self._awake:
             self._awake = True
@@ -280,7 +281,7 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
 
 def libraries() -> str:
     """What computes on an NVIDIA GPU here, and in whose place torch's own ops do."""
-    from .cuda import cublaslt, cudnn, flash
+    from .cuda import cublaslt, cudnn, flash, gates
 
     found = []
     for name, load, instead in (
@@ -292,8 +293,9 @@ def libraries() -> str:
             found.append(name)
         except (OSError, TypeError):  # not there, or a torch without it
             found.append(f"{instead} ({name} does not load)")
-    four = ["flash attention 4"] if flash.usable(torch.device("cuda")) else []
-    return ", ".join([*found, "torch's attention", *four, "Triton"])
+    more = {"flash attention 4": flash, "quack's gated products": gates}
+    there = [name for name, module in more.items() if module.usable(torch.device("cuda"))]
+    return ", ".join([*found, "torch's attention", *there, "Triton"])
 
 
 def device_for(device: torch.device) -> Device:

@@ -1,5 +1,6 @@
 """What of a graph does not depend on the latents: it may run beside the rest, which is too small a work for a whole GPU."""
 
+import math
 from dataclasses import dataclass
 
 from .values import Step
@@ -22,7 +23,7 @@ class Group:
 
 
 def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Step]]:
-    """The groups, in an order in which each finds what it reads, and the rest, all in their order.
+    """The groups, those first that the rest waits for first, but each after those that it reads; and the rest in its order.
 
     Args:
         latents: the number of the input that the rest depends on; without one there is no group.
@@ -49,7 +50,23 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
     rest = [s for s in steps if s not in inside]
     if not rest:
         return [], steps
-    return [Group(group, _first_use(set(group), rest)) for group in taken], rest
+    return _in_order([Group(group, _first_use(set(group), rest)) for group in taken]), rest
+
+
+def _in_order(groups: list[Group]) -> list[Group]:
+    by = {step: group for group in groups for step in group.steps}
+    order: list[Group] = []
+
+    def put(group: Group) -> None:
+        for other in {id(by[s]): by[s] for step in group.steps for s in step.sources if isinstance(s, Step)}.values():
+            if other is not group:
+                put(other)
+        if not any(known is group for known in order):
+            order.append(group)
+
+    for group in sorted(groups, key=lambda g: math.inf if g.first_use is None else g.first_use):
+        put(group)
+    return order
 
 
 def _first_use(group: set[Step], rest: list[Step]) -> int | None:

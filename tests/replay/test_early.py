@@ -61,3 +61,16 @@ def test_what_brings_its_own_memory_is_kept_until_both_branches_have_read_it():
     order = [s for g in groups for s in g.steps] + rest
     assert _last_uses(order, []) == {first: [own]} and order.index(aside) < order.index(first)
     assert _last_uses(order, [Ref(own, own.like)]) == {} and rest[-1] is end
+
+
+def test_who_is_waited_for_first_comes_first():
+    steps = Steps()
+    filters = steps.add()
+    time = steps.add(TIME)
+    prompt = steps.add(PROMPT)
+    scale = steps.add(prompt, time)
+    first = steps.add(LATENTS, time)
+    second = steps.add(first, scale)
+    steps.add(second, filters)
+    groups, _ = early.split(steps, LATENTS)
+    assert [g.steps for g in groups] == [[time], [prompt], [scale], [filters]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 # Multiplications and additions from which it may be worth the 1.5 to 2 seconds that it takes to compile, for each size of heads.
-_LEAST = 1e10
+LEAST = 1e10
 # Generations of GPUs that it was tried on.
 _TRIED = (9,)
 # Sizes of heads: multiples of the one, up to the other.
@@ -26,9 +26,14 @@ def function() -> Callable[..., Any] | None:
     return found
 
 
+def is_tried(device: torch.device) -> bool:
+    """Whether kernels of this family were tried on GPUs like this one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in _TRIED
+
+
 def usable(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and imports here; the first time that takes seconds."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in _TRIED and function() is not None
+    return is_tried(device) and function() is not None
 
 
 def fits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> bool:
@@ -40,7 +45,7 @@ def fits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, causal: bo
     if mask is not None or q.dtype not in (torch.float16, torch.bfloat16) or (causal and q.shape[-2] != k.shape[-2]):
         return False
     width = q.shape[-1]
-    large = 4.0 * q.numel() * k.shape[-2] >= _LEAST
+    large = 4.0 * q.numel() * k.shape[-2] >= LEAST
     return large and width % _STEP == 0 and width <= _WIDEST and usable(q.device)
 
 

@@ -1,5 +1,6 @@
 """Lowerings on CUDA of what is bound by memory."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,13 +59,15 @@ def gated(lowered: Lowered, node: torch.fx.Node, x: Ref, act: str, gate_first: b
         return lowered.in_torch(node, (x, act, gate_first), {})
     x = lowered.contiguous(node, x)
     made = node.meta["val"]
-
-    def run(out: torch.Tensor, x: torch.Tensor) -> None:
-        kernels.gated_kernel[blocks(out.numel(), _BLOCK)](
-            out, x, out.numel(), out.shape[-1], suited(act, out.dtype), gate_first, _BLOCK, _wide(x), num_warps=4
-        )
-
+    run = functools.partial(gate, act=act, gate_first=gate_first)
     return lowered.step(node, run, (x,), made.shape, made.dtype, "triton gated")
+
+
+def gate(out: torch.Tensor, x: torch.Tensor, act: str, gate_first: bool = False) -> None:
+    """``out = a * act(b)``, or ``act(a) * b``, of the halves of the last dimension of `x`; both dense."""
+    kernels.gated_kernel[blocks(out.numel(), _BLOCK)](
+        out, x, out.numel(), out.shape[-1], suited(act, out.dtype), gate_first, _BLOCK, _wide(x), num_warps=4
+    )
 
 
 @on_cuda("oneflow.chain.default")

@@ -12,7 +12,7 @@ from ...capture import op_name
 from ...passes.channels_last import arguments
 from ..lowering import Lowered
 from ..values import Ref, Step, refs
-from . import choice, cublaslt, memory, merged, moves
+from . import choice, cublaslt, gates, memory, merged, moves
 from .light import finish, fits, gated
 from .strides import collapsed
 from .table import on_cuda
@@ -72,6 +72,9 @@ def product(
     Args:
         shape: of the result, where it is not that of the node.
     """
+    alone = (act, residual) == ("none", None) and gate != "none"
+    if alone and (one := gates.product(lowered, node, x, weight, bias, gate)) is not None:
+        return one
     x, weight = (ref if _matrices(ref.like) is not None else lowered.contiguous(node, ref) for ref in (x, weight))
     residual = None if residual is None else lowered.contiguous(node, residual)
     how = Ways(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], act, act_first)

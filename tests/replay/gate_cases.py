@@ -1,0 +1,121 @@
+"""Cases of products that are gated in one kernel, for Triton's interpreter (TRITON_INTERPRET=1), run by test_triton.py.
+
+The kernel is quack's, which needs a GPU: what stands for it computes the same from the same arguments.
+"""
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffusers_oneflow.replay.cuda import flash, gates
+
+from .test_graph import graph_of
+from .triton_cases import numbers
+from .triton_graphs import Interpreted, check
+
+
+@pytest.fixture
+def quack(monkeypatch):
+    """A package as far as it is asked for, on a GPU of the right kind; the configurations that it was called with."""
+    configs, gate_fn_map = [], {}
+
+    def linear_act_mod(name, *, gated, has_c, has_rowvec, has_colvec):
+        assert gated and not has_c and not has_colvec
+
+        def run(a, b, c, *, out, store_d, config, tuned, concat_layout, mRowVecBroadcast=None):
+            assert c is None and not store_d and not tuned and has_rowvec == (mRowVecBroadcast is not None)
+            assert concat_layout == ("B", "mRowVecBroadcast")[: 1 + has_rowvec]
+            configs.append(config)
+            made = a.float() @ b.float()
+            if has_rowvec:
+                assert mRowVecBroadcast.dtype == torch.float32 and mRowVecBroadcast.shape == (1, b.shape[1])
+                made += mRowVecBroadcast
+            out["mAuxOut"].copy_(gate_fn_map[name](*made.chunk(2, -1)))
+
+        return run
+
+    of = {
+        "quack.activation": {"gate_fn_map": gate_fn_map, "gelu_erf": F.gelu, "silu": F.silu},
+        "quack.epilogue.library": {"linear_act_mod": linear_act_mod},
+        "quack.gemm_config": {"GemmConfig": lambda **how: tuple(how.items())},
+    }
+    for name in ("quack", "quack.epilogue", *of):
+        module = types.ModuleType(name)
+        vars(module).update(of.get(name, {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(flash, "is_tried", lambda device: True)
+    monkeypatch.setattr(flash, "LEAST", 2.0 * 64 * 16 * 128)
+    gates._epilogue.cache_clear()
+    yield configs
+    gates._epilogue.cache_clear()
+
+
+@pytest.mark.parametrize("act", gates._ACTS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_all_ways_compute_the_same(quack, act, bias, dtype):
+    x, weight = numbers(2, 32, 16, dtype=dtype), numbers(128, 16, dtype=dtype, seed=1, scale=0.3)
+    given = numbers(128, dtype=dtype, seed=2) if bias else None
+    out = torch.full((2, 32, 64), 77.0, dtype=dtype)
+    a, b = F.linear(x.double(), weight.double(), None if given is None else given.double()).chunk(2, -1)
+    expected = a * (F.gelu(b) if act == "gelu" else F.silu(b))
+    ways = {name: [] for name in ("quack", "cublas, triton gated")}
+    step = gates.Ways(act)
+    for run, name in step._ways():
+        if name in ways:
+            run(out.fill_(77.0), x, weight, given, None if given is None else given.float())
+            # By itself a product rounds its halves.
+            assert ((out.double() - expected).norm() / expected.norm()).item() < 2 * torch.finfo(dtype).eps
+            ways[name].append(run)
+    assert [len(found) for found in ways.values()] == [2, 1] and len(set(quack)) == 2
+
+
+class Feed(nn.Module):
+    """As diffusers' GEGLU has it, between layers."""
+
+    def __init__(self, width=128, bias=True):
+        super().__init__()
+        self.first, self.wide = nn.Linear(16, 16), nn.Linear(16, width, bias=bias)
+
+    def forward(self, x):
+        a, b = self.wide(self.first(x)).chunk(2, -1)
+        return (a * F.gelu(b),)
+
+
+def kernels_of(graph):
+    return {kernel for counts in graph.kernels.values() for kernel in counts}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_layer_is_one_step(quack, bias):
+    torch.manual_seed(0)
+    module, x = Feed(bias=bias).eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16)
+    graph = graph_of(module, x, device=Interpreted())
+    (step,) = [s for s in graph.steps if s.kernel == "quack"]
+    assert tuple(step.like.shape) == (2, 32, 64) and not any(s.kernel == "triton gated" for s in graph.steps)
+    check(graph, module, x)
+
+
+@pytest.mark.parametrize(
+    "module, dtype, rows",
+    [
+        pytest.param(Feed(), torch.bfloat16, 31, id="small"),
+        pytest.param(Feed(), torch.float32, 32, id="wide numbers"),
+        pytest.param(Feed(136 - 8 - 4), torch.bfloat16, 64, id="halves that begin anywhere"),
+    ],
+)
+def test_others_are_two(quack, module, dtype, rows):
+    x = torch.randn(2, rows, 16, dtype=dtype)
+    graph = graph_of(module.eval().to(dtype), x, device=Interpreted())
+    assert "quack" not in {s.kernel for s in graph.steps} and "triton gated" in kernels_of(graph)
+
+
+def test_where_quack_is_not_installed_there_are_two(quack, monkeypatch):
+    monkeypatch.setitem(sys.modules, "quack.epilogue.library", None)
+    gates._epilogue.cache_clear()
+    graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
+    assert "triton gated" in kernels_of(graph) and not gates.usable(torch.device("cuda"))
