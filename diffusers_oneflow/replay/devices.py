@@ -39,12 +39,15 @@ class Device(Protocol):
     def require(self, size: int) -> None:
         """See that there is room for a graph of so many bytes, and for its kernels. Raises `torch.OutOfMemoryError`."""
 
-    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
+    def capture(
+        self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = (), kernels: Preparations = ()
+    ) -> Callable[[], None]:
         """What does the same as `run`, on the same memory, as often as it is called; `run` may be called meanwhile.
 
         Args:
             preparations: may be called before, in any order and at the same time, to compile what `run` needs.
             here: the same, but each thread that calls one of them takes memory.
+            kernels: the same, and each does nothing but launch kernels of Triton's.
         """
 
     def aside(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -73,7 +76,9 @@ class Plain:
     def require(self, size: int) -> None:
         """Torch's allocator will say it."""
 
-    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
+    def capture(
+        self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = (), kernels: Preparations = ()
+    ) -> Callable[[], None]:
         """`run` itself."""
         return run
 
@@ -136,13 +141,15 @@ class Cuda(Plain):
                 f" is to be built on {self.torch}, where {free + kept >> 20} MiB are free: free some, or keep the model in torch"
             )
 
-    def capture(self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = ()) -> Callable[[], None]:
+    def capture(
+        self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = (), kernels: Preparations = ()
+    ) -> Callable[[], None]:
         """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""
         from .cuda import choice, driver
 
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
-        self._prepare(preparations, here)
+        self._prepare(preparations, here, kernels)
         # Graphs that are measured share memory, each with the one before, which is there until it is recorded.
         last: list[torch.cuda.CUDAGraph] = []
 
@@ -196,19 +203,24 @@ class Cuda(Plain):
             torch._C._cuda_releasePool(index, pool)
             raise
 
-    def _prepare(self, preparations: Preparations, here: Preparations) -> None:
-        """Triton and cuDNN compile in several threads at once: one after the other they would take most of a build."""
+    def _prepare(self, preparations: Preparations, here: Preparations, kernels: Preparations) -> None:
+        """cuDNN compiles in several threads at once, Triton in processes: after each other they would take most of a build."""
+        from .cuda import ahead
 
         def one(prepare: Callable[[], object]) -> None:
             # What fails here fails again when it is run, and says so.
             with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
                 prepare()
 
+        with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad():
+            wait = ahead.compile_ahead(kernels)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             others = pool.map(one, preparations)
             for prepare in here:
                 one(prepare)
+            wait()
             list(others)
+            list(pool.map(one, kernels))
         torch.cuda.synchronize(self.torch)
 
     def aside(self, work: Callable[[], None]) -> Callable[[], None]:

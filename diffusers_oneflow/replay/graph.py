@@ -146,20 +146,22 @@ class ReplayGraph:
             # From pinned memory it would not wait, and the caller may write there again.
             mine.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
-    def _preparations(self) -> tuple[list[Callable[[], object]], list[Callable[[], object]]]:
-        """One for each kind of step that has something to compile: for any thread, and for this one."""
+    def _preparations(self) -> tuple[list[Callable[[], object]], ...]:
+        """One for each kind of step that has something to compile: for any thread, for this one, and of Triton's alone."""
         kinds: dict[object, Callable[[], object]] = {}
         here: dict[object, Callable[[], object]] = {}
+        kernels: dict[object, Callable[[], object]] = {}
         for step in self.steps:
-            prepare = getattr(step.run, "prepare", step.run if step.kernel.startswith("triton") else None)
+            written = step.kernel.startswith("triton") and not hasattr(step.run, "prepare")
+            prepare = getattr(step.run, "prepare", step.run if written else None)
             found = refs(step.args)
             there = not any(isinstance(source, Step) and source.own for source in step.sources)
             shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
             kind = (step.op, step.kernel, getattr(step.run, "kind", None), tuple(step.like.shape), *shapes)
-            mine = here if getattr(step.run, "prepared_here", False) else kinds
+            mine = kernels if written else here if getattr(step.run, "prepared_here", False) else kinds
             if prepare is not None and there:
                 mine.setdefault(kind, functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read)))
-        return list(kinds.values()), list(here.values())
+        return tuple(list(found.values()) for found in (kinds, here, kernels))
 
     def _apart(self, step: Step) -> torch.Tensor | None:
         """Of steps that are not planned: their own, or what they bring."""

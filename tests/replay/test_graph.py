@@ -23,7 +23,7 @@ class OnPlain:
         self.plain, self.captured, self.finished, self.required = devices.Plain("cpu"), 0, 0, []
         self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
 
-    def capture(self, run, preparations=(), here=()):
+    def capture(self, run, preparations=(), here=(), kernels=()):
         self.captured += 1
         return run
 
@@ -311,7 +311,7 @@ def test_where_memory_is_short_all_other_graphs_go(block, monkeypatch):
     class Short(OnPlain):
         full = True
 
-        def capture(self, run, preparations=(), here=()):
+        def capture(self, run, preparations=(), here=(), kernels=()):
             if self.full and self.captured:
                 self.full = False
                 raise torch.OutOfMemoryError("planted")

@@ -80,15 +80,12 @@ class Ways:
         number = kept.known(device.index or 0).get(self.key, len(ways))
         if number < len(ways) and _error(ways[number], args) is None:
             return self._settle(ways[number])
-        errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
-        if all(error is not None for error in errors.values()):
-            errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
-        self.able = {n: ways[n] for n, error in errors.items() if error is None}
-        if not self.able:
-            reason = [*errors.values(), RuntimeError("there is no way")][0]
-            if isinstance(reason, torch.OutOfMemoryError):
-                raise reason
-            raise RuntimeError(f"no kernel computes this: {reason}")
+        able = None if _open is None else _open.able.get(self.key)
+        if able is None:
+            able = _working(ways, args, spare)
+            if _open is not None:
+                _open.able[self.key] = able
+        self.able = {n: ways[n] for n in able}
         if _open is not None and len(self.able) > 1:
             if self.key not in _open.wrong:
                 _open.wrong[self.key] = _wrong(self.key, self.able, ways[-1], args, self.fills)
@@ -97,6 +94,20 @@ class Ways:
         self.take(min(self.able))
         if _open is not None and len(self.able) > 1:
             _open.pending.append(self)
+
+
+def _working(ways: list[Way], args: tuple[Any, ...], spare: int) -> list[int]:
+    """The numbers of those that compute something. Raises as `Ways._compute` does."""
+    errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
+    if all(error is not None for error in errors.values()):
+        errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
+    able = [n for n, error in errors.items() if error is None]
+    if not able:
+        reason = [*errors.values(), RuntimeError("there is no way")][0]
+        if isinstance(reason, torch.OutOfMemoryError):
+            raise reason
+        raise RuntimeError(f"no kernel computes this: {reason}")
+    return able
 
 
 def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...], fills: bool) -> set[int]:
@@ -149,11 +160,13 @@ class Measuring:
 
     Attributes:
         pending: what is to be measured.
+        able: for each kind of step, the ways that work: steps of a kind have one shape, and lie alike.
         wrong: for each kind of step that was looked at, the ways that compute something else.
     """
 
     def __init__(self, device: int) -> None:
         self.pending: list[Ways] = []
+        self.able: dict[str, list[int]] = {}
         self.wrong: dict[str, set[int]] = {}
         self._device = device
         self._marks: list[tuple[Ways, torch.cuda.Event, torch.cuda.Event]] | None = None

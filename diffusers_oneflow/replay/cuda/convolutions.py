@@ -18,7 +18,7 @@ from .upsampling import doubled
 _HALVES = (torch.float16, torch.bfloat16)
 _LAST = torch.channels_last
 # So many of cuDNN's proposals are measured, by how many ends are in its kernel: two it has to compile, for a second each.
-_MANY, _MANY_TRANSPOSED = (3, 4, 2), 5
+_MANY, _MANY_TRANSPOSED = (5, 4, 2), 5
 _Maybe = torch.Tensor | None
 
 
