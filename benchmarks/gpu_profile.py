@@ -26,7 +26,7 @@ _CLASSES = {
     "product": "gemm|gemv|nvjet|cublas|cutlass|matmul|addmm|::mm|splitk",
     "copy": "memcpy|memset|copy|nchwtonhwc|nhwctonchw",
 }
-_OPS = {"convolution": "conv", "product": "cublas|linear|mm", "attention": "attention"}
+_OPS = {"convolution": "conv|cudnn(?!_)", "product": "cublas|quack|linear|mm", "attention": "attention"}
 _SHOWN = 20
 
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, gpu_e2e, gpu_peers, gpu_steps
+from benchmarks import gpu, gpu_cases, gpu_e2e, gpu_peers, gpu_profile, gpu_steps
 from benchmarks.gpu_device import Cpu
 from diffusers_oneflow import building
 from diffusers_oneflow.kernels import loader
@@ -160,3 +160,14 @@ def test_what_a_case_found_before_it_died_is_kept(target, limit, said, tmp_path,
         assert written["peers"]["torch"]["ms"] == [1.0, 2.0]
         build = next(bar for bar in written["bars"] if bar["limit"] == 15.0)
         assert not build["passed"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [("cudnn", "convolution"), ("cudnn, with its ends", "convolution"), ("cudnn by torch", "convolution"),
+     ("cudnn_attention", "attention"), ("flash_attention_4", "attention"), ("cublasLt", "product"), ("quack", "product"),
+     ("cublasLt, triton gated", "product"), ("torch aten.mm.default", "product"), ("triton copy", "copy"),
+     ("triton filters", "other"), ("triton gated", "other")],
+)  # fmt: skip
+def test_the_arithmetic_of_a_step_counts_for_the_kernels_that_do_it(kernel, kind):
+    assert gpu_profile._of(kernel) == kind

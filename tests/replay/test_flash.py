@@ -26,6 +26,7 @@ def installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", package)
     monkeypatch.setattr(flash, "usable", lambda device: True)
+    monkeypatch.setattr(flash, "_there", set())
     flash.function.cache_clear()
     yield calls
     flash.function.cache_clear()
@@ -46,6 +47,7 @@ def test_it_is_one_of_the_ways_for_long_sequences(installed, monkeypatch, causal
     made = {name: run(*given, None).float() for run, name in ways}
     assert all((other - made["math"]).norm() <= 2e-3 * made["math"].norm() for other in made.values())
     assert installed == [((1, 24, 4, 8), True)]
+    flash._there.clear()
     short = attention.Ways(4, causal, scale)._ways(*(t[:, :23] for t in given), None)
     assert "flash_attention_4" not in [name for _, name in short]
 
@@ -70,3 +72,15 @@ def test_where_it_is_not_installed_torch_has_the_rest(monkeypatch):
         assert ways and "flash_attention_4" not in [name for _, name in ways]
     finally:
         flash.function.cache_clear()
+
+
+def test_smaller_ones_take_it_where_there_is_a_large_one_of_that_size(installed):
+    def asked(rows, keys, width=64, dtype=torch.float16):
+        return [torch.empty(2, 20, n, width, dtype=dtype, device="meta") for n in (rows, keys)]
+
+    assert not flash.fits(*asked(1024, 77), None, False)
+    assert flash.fits(*asked(4096, 4096), None, False)
+    assert flash.fits(*asked(1024, 77), None, False)
+    assert not flash.fits(*asked(1024, 77, width=40), None, False)
+    assert not flash.fits(*asked(512, 512), None, True)
+    assert not flash.fits(*asked(1024, 77, dtype=torch.bfloat16), None, False)

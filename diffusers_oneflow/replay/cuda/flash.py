@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-# Multiplications and additions from which it may be worth the 1.5 to 2 seconds that it takes to compile, for each size of heads.
+# Multiplications and additions from which it may be worth the 1.5 to 2 seconds that it takes to compile, for each size of heads;
+# where there is something as large, the smaller ones of that size, a prompt's keys say, may take it too.
 LEAST = 1e10
+_there: set[tuple[int, torch.dtype, bool]] = set()
 # Generations of GPUs that it was tried on.
 _TRIED = (9,)
 # Sizes of heads: multiples of the one, up to the other.
@@ -45,8 +47,12 @@ def fits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, causal: bo
     if mask is not None or q.dtype not in (torch.float16, torch.bfloat16) or (causal and q.shape[-2] != k.shape[-2]):
         return False
     width = q.shape[-1]
-    large = 4.0 * q.numel() * k.shape[-2] >= LEAST
-    return large and width % _STEP == 0 and width <= _WIDEST and usable(q.device)
+    kind = width, q.dtype, causal
+    large = 4.0 * q.numel() * k.shape[-2] >= LEAST or kind in _there
+    if not (large and width % _STEP == 0 and width <= _WIDEST and usable(q.device)):
+        return False
+    _there.add(kind)
+    return True
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float | None) -> torch.Tensor:
