@@ -41,7 +41,7 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
     taken: list[list[Step]] = []
     inside: set[Step] = set()
     for kind in sorted(kinds, key=len):
-        group = kinds[kind]
+        group = kinds[kind] if kind else _smallest(kinds[kind])
         known = inside.union(group)
         complete = all(s in known for step in group for s in step.sources if isinstance(s, Step))
         if complete and sum(s.like.nbytes for s in group) <= _MOST_BYTES:
@@ -51,6 +51,20 @@ def split(steps: list[Step], latents: int | None) -> tuple[list[Group], list[Ste
     if not rest:
         return [], steps
     return _in_order([Group(group, _first_use(set(group), rest)) for group in taken]), rest
+
+
+def _smallest(group: list[Step]) -> list[Step]:
+    """Of steps that need no input, sums of filters and constants say, as many as there may be, the smallest first."""
+    room, chosen = _MOST_BYTES, set()
+    for step in sorted(group, key=lambda s: s.like.nbytes):
+        room -= step.like.nbytes
+        if room >= 0:
+            chosen.add(step)
+    found: list[Step] = []
+    for step in group:
+        if step in chosen and all(source in found for source in step.sources):
+            found.append(step)
+    return found
 
 
 def _in_order(groups: list[Group]) -> list[Group]:

@@ -49,29 +49,40 @@ def quack(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(flash, "is_tried", lambda device: True)
     monkeypatch.setattr(flash, "LEAST", 2.0 * 64 * 16 * 128)
+    monkeypatch.setattr(gates, "_failed", set())
     gates._epilogue.cache_clear()
     yield configs
     gates._epilogue.cache_clear()
 
 
+class Product:
+    """What cuBLASLt would do."""
+
+    def __init__(self, out, x, weight, bias, residual, act):
+        assert residual is None and act == "none" and out.shape == (1, x.shape[1], len(weight)) and len(x) == 1
+        self.bias = bias
+
+    def __call__(self, number, out, x, weight, residual):
+        out.copy_(F.linear(x, weight, self.bias))
+
+
 @pytest.mark.parametrize("act", gates._ACTS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_all_ways_compute_the_same(quack, act, bias, dtype):
+def test_all_ways_compute_the_same(quack, act, bias, dtype, monkeypatch):
     x, weight = numbers(2, 32, 16, dtype=dtype), numbers(128, 16, dtype=dtype, seed=1, scale=0.3)
     given = numbers(128, dtype=dtype, seed=2) if bias else None
     out = torch.full((2, 32, 64), 77.0, dtype=dtype)
     a, b = F.linear(x.double(), weight.double(), None if given is None else given.double()).chunk(2, -1)
     expected = a * (F.gelu(b) if act == "gelu" else F.silu(b))
-    ways = {name: [] for name in ("quack", "cublas, triton gated")}
-    step = gates.Ways(act)
-    for run, name in step._ways():
-        if name in ways:
-            run(out.fill_(77.0), x, weight, given, None if given is None else given.float())
-            # By itself a product rounds its halves.
-            assert ((out.double() - expected).norm() / expected.norm()).item() < 2 * torch.finfo(dtype).eps
-            ways[name].append(run)
-    assert [len(found) for found in ways.values()] == [2, 1] and len(set(quack)) == 2
+    monkeypatch.setattr(gates.cublaslt, "Product", Product)
+    ways = gates.Ways(act)._ways()
+    for run, _ in ways:
+        run(out.fill_(77.0), x, weight, given, None if given is None else given.float())
+        # By itself a product rounds its halves.
+        assert ((out.double() - expected).norm() / expected.norm()).item() < 2 * torch.finfo(dtype).eps
+    names = ["quack", "quack", "cublasLt, triton gated", "cublas, triton gated"]
+    assert [name for _, name in ways] == names and len(set(quack)) == 2
 
 
 class Feed(nn.Module):
@@ -97,7 +108,32 @@ def test_a_gated_layer_is_one_step(quack, bias):
     graph = graph_of(module, x, device=Interpreted())
     (step,) = [s for s in graph.steps if s.kernel == "quack"]
     assert tuple(step.like.shape) == (2, 32, 64) and not any(s.kernel == "triton gated" for s in graph.steps)
+    *_, own, wide = step.args
+    assert (own is None, wide is None) == (not bias, not bias)
+    if bias:
+        assert own.dtype == torch.bfloat16 and wide.dtype == torch.float32 and wide.source.kernel == "triton widen"
+        made = torch.empty(128)
+        wide.source.run(made, module.wide.bias)
+        assert torch.equal(made, module.wide.bias.float())
     check(graph, module, x)
+
+
+def test_what_quack_cannot_compile_is_said_once_and_not_tried_again(quack, monkeypatch):
+    x, weight, out = (torch.zeros(n, 16, dtype=torch.bfloat16) for n in (64, 128, 64))
+    gates._epilogue.cache_clear()
+    monkeypatch.setattr(sys.modules["quack.epilogue.library"], "linear_act_mod", lambda *args, **kwargs: None)
+    with pytest.warns(UserWarning, match="quack-kernels cannot compute a gated layer"):
+        gates.Ways("gelu").prepare(out, x, weight, None, None)
+    graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
+    assert "triton gated" in kernels_of(graph)
+
+
+@pytest.mark.parametrize("fault", ["gelu_erf", "linear_act_mod"])
+def test_another_version_of_quack_is_none(quack, monkeypatch, fault):
+    module = sys.modules["quack.activation" if fault == "gelu_erf" else "quack.epilogue.library"]
+    monkeypatch.delattr(module, fault)
+    gates._epilogue.cache_clear()
+    assert not gates.usable(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,40 @@ say(took=time.perf_counter() - start, found=launch())
     assert said["found"] == [False] * 4 and said["took"] < 20
 
 
+@pytest.mark.parametrize("text", ["sys.path.append(Path('/nowhere'))", "sys.executable = None", "sys.frozen = True"])
+def test_odd_interpreters_compile_here_or_there(tmp_path, text):
+    said = run(f"import sys\nfrom pathlib import Path\n{text}\nahead.compile_ahead(launches)()\nsay(found=launch())", tmp_path)
+    assert len(said["found"]) == 4 and all(said["found"]) == ("path" in text)
+
+
+def test_many_kernels_and_workers_that_do_not_listen_stop_nobody(tmp_path):
+    (tmp_path / "worker.py").write_text("import time\ntime.sleep(100)")
+    text = f"""
+from pathlib import Path
+ahead._WORKER, ahead._PATIENCE = Path({str(tmp_path / "worker.py")!r}), 1.0
+ahead.collect = lambda launches: {{str(i): {{"name": "x" * 4000}} for i in range(400)}}
+start = time.perf_counter()
+wait = ahead.compile_ahead([])
+started = time.perf_counter() - start
+wait()
+say(started=started, waited=time.perf_counter() - start - started)
+"""
+    said = run(text, tmp_path)
+    assert said["started"] < 5 and 0.5 < said["waited"] < 5
+
+
+def test_a_hook_that_somebody_puts_back_lets_kernels_run(tmp_path):
+    text = """
+kept = []
+def other():
+    kept.append(knobs.runtime.jit_cache_hook)
+ahead.collect([other])
+knobs.runtime.jit_cache_hook = kept[0]
+say(found=launch())
+"""
+    assert run(text, tmp_path)["found"] == [False] * 4
+
+
 def test_few_kernels_start_no_process(tmp_path):
     text = "ahead._start = None\nahead.compile_ahead(launches[:2])()\nsay(found=launch())"
     assert run(text, tmp_path)["found"] == [False] * 4

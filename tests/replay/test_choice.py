@@ -221,3 +221,31 @@ def test_off_a_gpu_what_needs_no_library_is_taken(monkeypatch):
     step = Step(1.0, 2.0)
     step(torch.zeros(4))
     assert step.ran == [1]
+
+
+def test_ways_are_tried_once_for_steps_of_a_kind():
+    out = torch.zeros(4)
+    steps = [Step(2.0, 1.0, 3.0) for _ in range(4)]
+    with choice.measuring(0):
+        for step in steps:
+            step(out)
+    tried = [len(step.ran) for step in steps]
+    assert tried[1:] == [tried[1]] * 3 and tried[1] < tried[0] and all(len(step.able) == 3 for step in steps)
+
+
+def test_a_step_that_cannot_do_what_others_of_its_kind_do_is_tried_by_itself():
+    out = torch.zeros(4)
+    steps = [Step(1.0, 2.0), Step(None, 2.0), Step(1.0, 2.0)]
+    with choice.measuring(0):
+        for step in steps:
+            step(out)
+    assert [list(step.able) for step in steps] == [[0, 1], [1], [0, 1]]
+
+
+def test_a_way_that_had_no_room_is_tried_again_by_the_next_step():
+    out = torch.zeros(4)
+    steps = [Step(torch.OutOfMemoryError("planted"), 2.0), Step(1.0, 2.0)]
+    with choice.measuring(0):
+        for step in steps:
+            step(out)
+    assert [list(step.able) for step in steps] == [[1], [0, 1]]

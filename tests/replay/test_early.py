@@ -74,3 +74,17 @@ def test_who_is_waited_for_first_comes_first():
     steps.add(second, filters)
     groups, _ = early.split(steps, LATENTS)
     assert [g.steps for g in groups] == [[time], [prompt], [scale], [filters]]
+
+
+def test_of_what_needs_no_input_the_smallest_go_first():
+    steps = Steps()
+    filters = [steps.add(numbers=early._MOST_BYTES // 10) for _ in range(3)]
+    constant = steps.add()
+    late = steps.add(filters[2])
+    time = steps.add(TIME, constant)
+    latents = steps.add(LATENTS, time)
+    last = steps.add(latents, *filters, late)
+    size = filters[0].like.nbytes
+    assert 3 * size > early._MOST_BYTES > 2 * size
+    groups, rest = early.split(steps, LATENTS)
+    assert [g.steps for g in groups] == [[*filters[:2], constant], [time]] and rest == [filters[2], late, latents, last]

@@ -1,5 +1,7 @@
 """Programs that OneFlow plans and a device of torch's replays: the way to a GPU, walked on the CPU."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -380,3 +382,36 @@ def test_what_torch_leaves_on_the_cpu_is_noted_and_survives_the_passes_and_the_d
     assert graph._on_cpu == read.on_cpu
     for ours, expected in zip(graph(tensors), LeavesOnCpu()(*tensors)):
         torch.testing.assert_close(ours, expected)
+
+
+def test_kernels_of_triton_are_prepared_by_themselves(monkeypatch):
+    from diffusers_oneflow.replay import cuda
+
+    class Collecting(OnPlain):
+        def __init__(self):
+            super().__init__()
+            self.find, self.aside = cuda.TABLE.get, self.plain.aside
+
+        def capture(self, run, preparations=(), here=(), kernels=()):
+            self.given = [[p.func for p in group] for group in (preparations, here, kernels)]
+            raise torch.OutOfMemoryError("planted")
+
+    device, module = Collecting(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3)).eval()
+    with pytest.raises(torch.OutOfMemoryError):
+        graph_of(module, torch.randn(1, 3, 8, 8), device=device)
+    preparations, here, kernels = device.given
+    assert [f.__self__.__class__.__name__ for f in preparations] == ["Ways"] * 2 and not here
+    assert [type(f).__name__ for f in kernels] == ["GroupNorm"]
+
+
+def test_a_gpu_prepares_all_of_them(monkeypatch):
+    from diffusers_oneflow.replay.cuda import ahead
+
+    done = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
+    monkeypatch.setattr(ahead, "compile_ahead", lambda launches: lambda: done.append("compiled"))
+    one, two, three = (lambda name=name: done.append(name) for name in ("library", "here", "kernel"))
+    devices.Cuda("cuda")._prepare([one], [two], [three])
+    assert sorted(done) == ["compiled", "here", "kernel", "library", "waited"]
+    assert done.index("compiled") < done.index("kernel") < done.index("waited")

@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,22 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
     """Start to compile what `launches` will ask for, each of which launches kernels and does nothing else.
 
     Returns:
-        What waits until they are compiled.
+        What waits until they are compiled, or until there is no patience left.
     """
-    asked = [kernel for _, kernel in sorted(collect(launches).items())]
-    count = min(_MOST, os.cpu_count() or 1, len(asked) // 2)
-    if len(asked) < _FEWEST or count < 2:
-        return lambda: None
-    started = []
-    for number in range(count):
-        with contextlib.suppress(OSError):  # no more processes for this user
-            started.append(_start(asked[number::count]))
+    started: list[subprocess.Popen[bytes]] = []
+    if sys.executable and not getattr(sys, "frozen", False):  # else what runs here is no Python
+        with contextlib.suppress(Exception):  # no more processes for this user, say: they are compiled here then
+            asked = [kernel for _, kernel in sorted(collect(launches).items())]
+            count = min(_MOST, os.cpu_count() or 1, len(asked) // 2)
+            if len(asked) >= _FEWEST and count > 1:
+                for number in range(count):
+                    started.append(_start(asked[number::count]))
 
     def wait() -> None:
+        until = time.monotonic() + _PATIENCE
         for process in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE)
+                process.wait(max(0.0, until - time.monotonic()))
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -60,10 +63,11 @@ def collect(launches: Sequence[Callable[[], object]]) -> dict[str, Kernel]:
 def _hooked(found: dict[str, Kernel]) -> Iterator[None]:
     from triton import knobs
 
-    before, mine = knobs.runtime.jit_cache_hook, threading.get_ident()
+    before, mine, over = knobs.runtime.jit_cache_hook, threading.get_ident(), threading.Event()
 
     def hook(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != mine:  # of somebody else, who needs it now
+        # Of somebody else, who needs it now; or who has put this back where it was while we asked.
+        if over.is_set() or threading.get_ident() != mine:
             return before(*args, **kwargs) if before is not None else None
         kernel = _described(kwargs["fn"].jit_function, kwargs["compile"])
         found[repr(sorted((key, str(value)) for key, value in kernel.items()))] = kernel
@@ -73,6 +77,7 @@ def _hooked(found: dict[str, Kernel]) -> Iterator[None]:
     try:
         yield
     finally:
+        over.set()
         knobs.runtime.jit_cache_hook = before
 
 
@@ -92,15 +97,11 @@ def _start(kernels: list[Kernel]) -> "subprocess.Popen[bytes]":
     from . import kernels as own
 
     # It imports neither torch nor this package, and sees no GPU.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [sys.executable, str(_WORKER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(OSError), process.stdin as pipe:  # it has ended
-        pickle.dump({"own": (own.__name__, own.__file__), "kernels": kernels}, pipe)
-    return process
+    path = os.pathsep.join(entry for entry in sys.path if isinstance(entry, str) and entry)
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile() as told:  # which nobody waits for, as for a pipe
+        pickle.dump({"own": (own.__name__, own.__file__), "kernels": kernels}, told)
+        told.seek(0)
+        return subprocess.Popen(
+            [sys.executable, str(_WORKER)], stdin=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )

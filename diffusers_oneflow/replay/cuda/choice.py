@@ -80,12 +80,7 @@ class Ways:
         number = kept.known(device.index or 0).get(self.key, len(ways))
         if number < len(ways) and _error(ways[number], args) is None:
             return self._settle(ways[number])
-        able = None if _open is None else _open.able.get(self.key)
-        if able is None:
-            able = _working(ways, args, spare)
-            if _open is not None:
-                _open.able[self.key] = able
-        self.able = {n: ways[n] for n in able}
+        self.able = {n: ways[n] for n in self._working(ways, args, spare)}
         if _open is not None and len(self.able) > 1:
             if self.key not in _open.wrong:
                 _open.wrong[self.key] = _wrong(self.key, self.able, ways[-1], args, self.fills)
@@ -95,19 +90,24 @@ class Ways:
         if _open is not None and len(self.able) > 1:
             _open.pending.append(self)
 
-
-def _working(ways: list[Way], args: tuple[Any, ...], spare: int) -> list[int]:
-    """The numbers of those that compute something. Raises as `Ways._compute` does."""
-    errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
-    if all(error is not None for error in errors.values()):
-        errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
-    able = [n for n, error in errors.items() if error is None]
-    if not able:
-        reason = [*errors.values(), RuntimeError("there is no way")][0]
-        if isinstance(reason, torch.OutOfMemoryError):
-            raise reason
-        raise RuntimeError(f"no kernel computes this: {reason}")
-    return able
+    def _working(self, ways: list[Way], args: tuple[Any, ...], spare: int) -> list[int]:
+        """Numbers of the ways that compute something: those of the first step of this kind, if one does so here too."""
+        known = [] if _open is None else _open.able.get(self.key, [])
+        if known and _error(ways[known[0]], args) is None:
+            return known
+        errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
+        if all(error is not None for error in errors.values()):
+            errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
+        able = [n for n, error in errors.items() if error is None]
+        short = next((error for error in errors.values() if isinstance(error, torch.OutOfMemoryError)), None)
+        if not able:
+            reason = [*errors.values(), RuntimeError("there is no way")][0]
+            if isinstance(reason, torch.OutOfMemoryError):
+                raise reason
+            raise RuntimeError(f"no kernel computes this: {reason}")
+        if _open is not None and short is None:  # else there may be room next time
+            _open.able.setdefault(self.key, able)
+        return able
 
 
 def _wrong(key: str, ways: dict[int, Way], judge: Way, args: tuple[Any, ...], fills: bool) -> set[int]:
@@ -160,7 +160,7 @@ class Measuring:
 
     Attributes:
         pending: what is to be measured.
-        able: for each kind of step, the ways that work: steps of a kind have one shape, and lie alike.
+        able: for each kind of step, the ways that worked for the first one.
         wrong: for each kind of step that was looked at, the ways that compute something else.
     """
 

@@ -94,12 +94,13 @@ class Ways(choice.Ways):
         # The parameter itself where it lies so (`layout`), else a copy in every call: one made once would miss writes.
         weight = weight.contiguous(memory_format=_LAST)
         key = ("conv2d", *map(tuple, (x.shape, weight.shape)), *self.kind, str(x.dtype), bias is None, residual is None)
-        self._compute(key, (out, x, weight, bias, residual), x.device, spare=2)
+        self._compute(key, (out, x, weight, bias, residual), x.device, spare=1 if self._transposed else 2)
 
     def _ways(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> list[choice.Way]:
         fused = self._fused(out, x, weight, bias, residual)
         ways = [way for ends in fused for way in self._planned(ends, out, x, weight, bias, residual)]
-        return [*ways, (self._in_place, "cudnn by torch"), (self._in_torch, "torch")]
+        in_place = [] if self._transposed else [(self._in_place, "cudnn by torch")]  # torch would copy it there
+        return [*ways, *in_place, (self._in_torch, "torch")]
 
     def _fused(self, *tensors: _Maybe) -> tuple[bool, ...]:
         """Whether cuDNN's graphs are to have the bias and the residual inside: both ways, one, or none that it can do."""
@@ -142,12 +143,10 @@ class Ways(choice.Ways):
 
     def _in_place(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         stride, padding, dilation = self._how
-        rest = (stride, dilation, self._groups, True, False, torch.backends.cudnn.allow_tf32)
-        x, made = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
-        if self._transposed:
-            torch.ops.aten.cudnn_convolution_transpose.out(x, weight, padding, (0, 0), *rest, out=made)
-        else:
-            torch.ops.aten.cudnn_convolution.out(x, weight, padding, *rest, out=made)
+        torch.ops.aten.cudnn_convolution.out(
+            x.permute(0, 3, 1, 2), weight, padding, stride, dilation, self._groups, True, False, torch.backends.cudnn.allow_tf32,
+            out=out.permute(0, 3, 1, 2),
+        )  # fmt: skip
         self._finish(out, bias, residual)
 
     def _in_torch(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:

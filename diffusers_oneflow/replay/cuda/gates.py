@@ -4,9 +4,11 @@ Elsewhere a product writes both halves and another kernel reads them. At 2048x12
 78 microseconds and the gate some 20 more; quack's one kernel takes 76.
 """
 
+import contextlib
 import functools
 import importlib
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ _CONFIGS = ({"tile_n": 160, "cluster_m": 2, "cluster_n": 1}, {"tile_n": 128, "cl
 # Columns and k, for 16 bytes at once.
 _STEP = 8
 _Maybe = torch.Tensor | None
+# Activations that it could not compile here: no layer is left to it any more.
+_failed: set[str] = set()
 
 
 @functools.cache
@@ -31,16 +35,16 @@ def _epilogue(act: str, bias: bool) -> Any:
     try:
         activation = importlib.import_module("quack.activation")
         library = importlib.import_module("quack.epilogue.library")
-    except Exception:  # not installed, or not with what it is built on
+        function = getattr(activation, _ACTS[act])
+
+        def gated(a: Any, b: Any) -> Any:
+            return a * function(b)
+
+        name = f"diffusers_oneflow_{act}"
+        activation.gate_fn_map[name] = gated
+        return library.linear_act_mod(name, gated=True, has_c=False, has_rowvec=bias, has_colvec=False)
+    except Exception:  # not installed, of another version, or not with what it is built on
         return None
-    function = getattr(activation, _ACTS[act])
-
-    def gated(a: Any, b: Any) -> Any:
-        return a * function(b)
-
-    name = f"diffusers_oneflow_{act}"
-    activation.gate_fn_map[name] = gated
-    return library.linear_act_mod(name, gated=True, has_c=False, has_rowvec=bias, has_colvec=False)
 
 
 def usable(device: torch.device) -> bool:
@@ -56,7 +60,7 @@ def product(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Re
     large = 2.0 * math.prod(x.shape) * columns >= flash.LEAST
     if gate not in _ACTS or not (half and dense and large) or k % _STEP or columns % (2 * _STEP):
         return None
-    if not usable(lowered.device.torch):
+    if gate in _failed or not usable(lowered.device.torch) or _epilogue(gate, bias is not None) is None:
         return None
     # As it is it would be put in another order in every layer; this is done beside the rest.
     wide = None if bias is None else lowered.step(node, _widen, (bias,), bias.shape, torch.float32, "triton widen")
@@ -77,12 +81,12 @@ class Ways(choice.Ways):
     def __init__(self, act: str) -> None:
         super().__init__()
         self.kind = act
-        self._library: cublaslt.Product | None = None
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
         """Compile what will be measured."""
-        for run, _ in self._ways(out, x, weight, bias, wide):
-            run(out, x, weight, bias, wide)
+        for number in range(len(_CONFIGS)):
+            with contextlib.suppress(Exception):  # it is left out when they are measured
+                self._by_quack(number, out, x, weight, bias, wide)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
         """Fill `out` (..., columns / 2) from x (..., k), weight (columns, k), bias (columns,) and the same bias in float32."""
@@ -96,22 +100,29 @@ class Ways(choice.Ways):
     def _by_quack(
         self, number: int, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe
     ) -> None:
-        config = importlib.import_module("quack.gemm_config").GemmConfig(
-            tile_m=128, pingpong=True, is_dynamic_persistent=False, device_capacity=9, **_CONFIGS[number]
-        )
         operands = {} if wide is None else {"mRowVecBroadcast": wide[None]}
-        _epilogue(self.kind, bias is not None)(
-            x.view(-1, x.shape[-1]), weight.t(), None, out={"mAuxOut": out.view(-1, out.shape[-1])}, store_d=False, config=config,
-            tuned=False, concat_layout=("B", *operands), **operands,
-        )  # fmt: skip
+        try:
+            config = importlib.import_module("quack.gemm_config").GemmConfig(
+                tile_m=128, pingpong=True, is_dynamic_persistent=False, device_capacity=9, **_CONFIGS[number]
+            )
+            _epilogue(self.kind, bias is not None)(
+                x.view(-1, x.shape[-1]), weight.t(), None, out={"mAuxOut": out.view(-1, out.shape[-1])}, store_d=False,
+                config=config, tuned=False, concat_layout=("B", *operands), **operands,
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self.kind not in _failed:
+                _failed.add(self.kind)
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"quack-kernels cannot compute a gated layer here, two kernels do: {said}", stacklevel=2)
+            raise
 
     def _apart(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
         """With both halves in memory of torch's: where this is faster they are small."""
         x = x.view(1, -1, x.shape[-1])
         halves = x.new_empty(*x.shape[:2], len(weight))
-        if self._library is None:
-            self._library = cublaslt.Product(halves, x, weight, bias, None, "none")
-        self._library(0, halves, x, weight, None)
+        cublaslt.Product(halves, x, weight, bias, None, "none")(0, halves, x, weight, None)
         light.gate(out, halves, self.kind)
 
     def _in_torch(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
