@@ -85,6 +85,8 @@ def _fresh_caches(warm: bool) -> Iterator[None]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         before = {name: os.environ.get(name) for name in _CACHES}
         if not warm:
+            if left := ", ".join(name for name in _CACHES if before[name]):
+                print(f"caution: what {left} holds is not read without --warm", file=sys.stderr)
             os.environ.update({name: str(Path(folder) / name.lower()) for name in _CACHES})
         try:
             yield

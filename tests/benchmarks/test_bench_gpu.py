@@ -171,3 +171,12 @@ def test_what_a_case_found_before_it_died_is_kept(target, limit, said, tmp_path,
 )  # fmt: skip
 def test_the_arithmetic_of_a_step_counts_for_the_kernels_that_do_it(kernel, kind):
     assert gpu_profile._of(kernel) == kind
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_caches_from_elsewhere_are_read_if_asked_for(warm, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    with gpu._fresh_caches(warm):
+        assert (os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere") == warm
+    assert ("what TORCHINDUCTOR_CACHE_DIR holds is not read without --warm" in capsys.readouterr().err) == (not warm)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"

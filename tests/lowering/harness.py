@@ -27,6 +27,7 @@ tests: dict[str, list[Callable]] = {}
 # float32 may be 1.5 times as wrong as torch's float32; the floors are relative to the output's scale.
 SLACK = 1.5
 FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
+_PRODUCTS = {f"aten.{name}.default" for name in ("linear", "mm", "bmm", "addmm", "baddbmm", "matmul")}
 
 _cases: list["Case"] = []
 
@@ -93,8 +94,8 @@ def _judge(cases: list["Case"], native: bool):
         with case.named():
             exact = case.exact()
             assert len(result) == len(case.expected)
-            for value, by_torch, true in zip(result, case.expected, exact):
-                compare(value, by_torch, true)
+            for value, by_torch, true, terms in zip(result, case.expected, exact, case.terms() or exact):
+                compare(value, by_torch, true, terms)
 
 
 def refusal(op: str, *args, **kwargs) -> str:
@@ -131,6 +132,14 @@ class Case:
         with _default_dtype(torch.float64):
             made = _target(self.op)(*args, **kwargs)
         return [made] if isinstance(made, torch.Tensor) else list(made)
+
+    def terms(self) -> list[torch.Tensor] | None:
+        """For sums of products, the sums of their absolute values: by them errors are bounded where a sum cancels."""
+        if self.op not in _PRODUCTS:
+            return None
+        args, kwargs = tree_map_only(Weight, lambda w: w.tensor, (self.args, self.kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.double().abs(), (args, kwargs))
+        return [_target(self.op)(*args, **kwargs)]
 
     @property
     def target(self) -> Callable:
@@ -226,8 +235,8 @@ class _Builder:
         return CompiledGraph(program, bound, list(self.inputs.values()), store=store)
 
 
-def compare(result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor):
-    """Assert that `result` is as good as torch's, judged by `exact`, the same computed in float64."""
+def compare(result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor, terms: torch.Tensor | None = None):
+    """Assert that `result` is as good as torch's, judged by `exact`, the same in float64; `terms` give errors their scale."""
     assert tuple(result.shape) == tuple(by_torch.shape)
     assert result.dtype == by_torch.dtype
     if not by_torch.dtype.is_floating_point:
@@ -236,12 +245,12 @@ def compare(result: torch.Tensor, by_torch: torch.Tensor, exact: torch.Tensor):
     finite = by_torch.isfinite()
     torch.testing.assert_close(result[~finite], by_torch[~finite], rtol=0, atol=0, equal_nan=True)
     floor = FLOOR[result.dtype]
-    result, by_torch, exact = (t[finite].double() for t in (result, by_torch, exact))
+    result, by_torch, exact, terms = (t[finite].double() for t in (result, by_torch, exact, exact if terms is None else terms))
     if not result.numel():
         return
     assert result.isfinite().all(), "not finite where torch's result is"
     for measure in (_largest, _root_mean_square):
-        scale = measure(exact)
+        scale = measure(terms)
         error, allowed = measure(result - exact), max(SLACK * measure(by_torch - exact), floor * scale)
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}, scale {scale:.3g} ({measure.__name__})"
 
