@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from diffusers_oneflow import engine, judged
 from diffusers_oneflow.parity import FACTOR, FLOOR, HALF_FACTOR, Component, Error, Report, error
-from diffusers_oneflow.replay.devices import Plain, device_for
+from diffusers_oneflow.replay.device import Plain
+from diffusers_oneflow.replay.devices import device_for
 
 from .place import NotApplicable, Place, here
 from .registry import Case, add

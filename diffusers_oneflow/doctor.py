@@ -66,7 +66,7 @@ def _gpu() -> Finding:
     import torch
 
     from .config import OneFlowConfig
-    from .replay import devices
+    from .replay import devices, nvidia
 
     if not torch.cuda.is_available():
         driver = os.path.exists("/proc/driver/nvidia/version")
@@ -75,7 +75,7 @@ def _gpu() -> Finding:
     if reason := devices.refusal(torch.device("cuda", torch.cuda.current_device()), OneFlowConfig()):
         return Finding("CUDA", "not usable: pipelines on CUDA run in torch", reason)
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Finding("CUDA", f"usable: {names}; kernels by {devices.libraries()}")
+    return Finding("CUDA", f"usable: {names}; kernels by {nvidia.libraries()}")
 
 
 def _pack() -> Finding:

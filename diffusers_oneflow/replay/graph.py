@@ -15,7 +15,7 @@ from ..interop import real
 from ..ports import is_read
 from ..progress import Stage
 from . import early, plan
-from .devices import Device
+from .device import Device
 from .lowering import Lowered
 from .values import Ref, Step, map_refs, meta, refs
 

@@ -13,7 +13,7 @@ from . import parts
 from .values import Ref, Step, View, dense, map_refs, meta, refs
 
 if TYPE_CHECKING:
-    from .devices import Device
+    from .device import Device
 
 # Another shape on the same memory: the shape is that of the node's value.
 RESHAPES = {

@@ -17,7 +17,7 @@ from diffusers_oneflow.graph import CompiledGraph
 from diffusers_oneflow.kernels import loader
 from diffusers_oneflow.kernels.weights import WeightStore
 from diffusers_oneflow.passes.quick_gelu import quick_gelu
-from diffusers_oneflow.replay.devices import Device
+from diffusers_oneflow.replay.device import Device
 from diffusers_oneflow.replay.graph import ReplayGraph
 
 # The ops that tests are parametrised with, and the tests of each.

@@ -12,7 +12,8 @@ from diffusers_oneflow.backend import attach, dispatcher_of
 from diffusers_oneflow.capture import as_it_is
 from diffusers_oneflow.errors import Unsupported
 from diffusers_oneflow.graph import GraphClosed
-from diffusers_oneflow.replay import devices, plan
+from diffusers_oneflow.replay import devices, nvidia, plan
+from diffusers_oneflow.replay.device import Plain
 from diffusers_oneflow.replay.graph import ReplayGraph
 from diffusers_oneflow.replay.lowering import Lowered
 from diffusers_oneflow.replay.values import Step, refs
@@ -22,7 +23,7 @@ class OnPlain:
     """A device of its own name, with torch's ops on the CPU: what another chip has to bring."""
 
     def __init__(self):
-        self.plain, self.captured, self.finished, self.required = devices.Plain("cpu"), 0, 0, []
+        self.plain, self.captured, self.finished, self.required = Plain("cpu"), 0, 0, []
         self.torch, self.find, self.turn = self.plain.torch, self.plain.find, self.plain.turn
 
     def capture(self, run, preparations=(), here=(), kernels=()):
@@ -53,7 +54,7 @@ def graph_of(module: nn.Module, *tensors: torch.Tensor, device=None) -> ReplayGr
     made = program_of(module, *tensors)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     weights = {name: held[q].detach() for name, q in made.weights.items()} | made.constants
-    return ReplayGraph(made, weights, list(tensors), device or devices.Plain("cpu"))
+    return ReplayGraph(made, weights, list(tensors), device or Plain("cpu"))
 
 
 class Block(nn.Module):
@@ -345,7 +346,7 @@ def test_what_names_another_device_is_on_the_graphs(block):
         named += (args, kwargs) != (node.args, node.kwargs)
         node.args, node.kwargs = args, kwargs
     assert named
-    graph = ReplayGraph(made, {}, [torch.randn(3)], devices.Plain("cpu"))
+    graph = ReplayGraph(made, {}, [torch.randn(3)], Plain("cpu"))
     torch.testing.assert_close(graph([torch.ones(3)])[0], Moves()(torch.ones(3)))
 
 
@@ -360,7 +361,7 @@ def test_what_the_code_makes_is_made_where_the_graph_is(kwargs):
         node.meta["val"] = torch.empty(3, dtype=dtype)
     graph.output((full, moved))
     made = capture.Program(graph, ["x"], {}, {}, [full, moved], None)
-    lowered = Lowered(made, {}, {"x": torch.empty(3, device="meta")}, devices.Plain("meta"))
+    lowered = Lowered(made, {}, {"x": torch.empty(3, device="meta")}, Plain("meta"))
     (_, of_full), (of_moved, _) = (step.args for step in lowered.steps)
     assert of_full["device"] == of_moved[1] == torch.device("meta")
 
@@ -378,7 +379,7 @@ def test_what_torch_leaves_on_the_cpu_is_noted_and_survives_the_passes_and_the_d
     passes.run(made, native=True)
     read, _ = serialize.loads(serialize.dumps(made))
     assert read.on_cpu == [False, True, True]
-    graph = ReplayGraph(read, {}, tensors, devices.Plain("cpu"))
+    graph = ReplayGraph(read, {}, tensors, Plain("cpu"))
     assert graph._on_cpu == read.on_cpu
     for ours, expected in zip(graph(tensors), LeavesOnCpu()(*tensors)):
         torch.testing.assert_close(ours, expected)
@@ -412,6 +413,6 @@ def test_a_gpu_prepares_all_of_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
     monkeypatch.setattr(ahead, "compile_ahead", lambda launches: lambda: done.append("compiled"))
     one, two, three = (lambda name=name: done.append(name) for name in ("library", "here", "kernel"))
-    devices.Cuda("cuda")._prepare([one], [two], [three])
+    nvidia.Cuda("cuda")._prepare([one], [two], [three])
     assert sorted(done) == ["compiled", "here", "kernel", "library", "waited"]
     assert done.index("compiled") < done.index("kernel") < done.index("waited")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_oneflow.replay import devices
+from diffusers_oneflow.replay import nvidia
 
 MIB = 1 << 20
 
@@ -15,7 +15,7 @@ def gpu(monkeypatch):
 
     def has(free, kept):
         state.update(free=free * MIB, kept=kept * MIB)
-        return devices.Cuda("cuda:0")
+        return nvidia.Cuda("cuda:0")
 
     def empty_cache():
         state.update(free=state["free"] + state["kept"], kept=0)

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from diffusers_oneflow.passes import native_ops
 from diffusers_oneflow.replay.cuda import chains, light, norms
+from diffusers_oneflow.replay.device import Plain
 from diffusers_oneflow.replay.lowering import Lowered
 from diffusers_oneflow.replay.values import Ref, meta
 
@@ -225,12 +226,12 @@ class Modern(torch.nn.Module):
 
 def test_a_model_by_the_lowerings_of_a_gpu(monkeypatch):
     """All but the libraries of the GPU: their places are taken by torch's ops."""
-    from diffusers_oneflow.replay import cuda, devices
+    from diffusers_oneflow.replay import cuda
     from diffusers_oneflow.replay.layout import Layout
 
     from .test_graph import graph_of
 
-    class Interpreted(devices.Plain):
+    class Interpreted(Plain):
         def find(self, op):
             return cuda.TABLE.get(op)
 
