@@ -42,3 +42,8 @@ class FallbackWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """A program on disk was of no use, or could not be stored; the model runs as if there were none."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from ..capture import Program
-from ..errors import Unsupported
+from ..errors import Unsupported, first_line
 from ..graph import GraphClosed, Memory, Place
 from ..interop import real
 from ..ports import is_read
@@ -88,9 +88,8 @@ class ReplayGraph:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # what waits for a GPU, for one, cannot be captured
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise Unsupported(
-                    step.op, f"{_kernel(step)} cannot be part of a graph on {self.device}: {said}", step.where
+                    step.op, f"{_kernel(step)} cannot be part of a graph on {self.device}: {first_line(error)}", step.where
                 ) from error
             if step.own:
                 self._outs[step.number] = result

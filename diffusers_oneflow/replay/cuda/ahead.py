@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Processes; kernels below which none is started; seconds after which one is not waited for any more.
-_MOST, _FEWEST, _PATIENCE = 8, 3, 60.0
+# Processes, each for two kernels at least; seconds after which they are not waited for any more.
+_MOST, _PATIENCE = 8, 60.0
 _WORKER = Path(__file__).with_name("ahead_worker.py")
 Kernel = dict[str, Any]
 
@@ -31,11 +31,10 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
     started: list[subprocess.Popen[bytes]] = []
     if sys.executable and not getattr(sys, "frozen", False):  # else what runs here is no Python
         with contextlib.suppress(Exception):  # no more processes for this user, say: they are compiled here then
-            asked = [kernel for _, kernel in sorted(collect(launches).items())]
+            asked = [*collect(launches).values()]
             count = min(_MOST, os.cpu_count() or 1, len(asked) // 2)
-            if len(asked) >= _FEWEST and count > 1:
-                for number in range(count):
-                    started.append(_start(asked[number::count]))
+            for number in range(count if count > 1 else 0):
+                started.append(_start(asked[number::count]))
 
     def wait() -> None:
         until = time.monotonic() + _PATIENCE
@@ -50,7 +49,7 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
 
 
 def collect(launches: Sequence[Callable[[], object]]) -> dict[str, Kernel]:
-    """What `launches` would have Triton compile, by what tells one from another; kernels that are compiled already run."""
+    """What `launches` would have Triton compile, by Triton's own description of each; kernels that are compiled already run."""
     found: dict[str, Kernel] = {}
     with _hooked(found):
         for launch in launches:
@@ -69,8 +68,8 @@ def _hooked(found: dict[str, Kernel]) -> Iterator[None]:
         # Of somebody else, who needs it now; or who has put this back where it was while we asked.
         if over.is_set() or threading.get_ident() != mine:
             return before(*args, **kwargs) if before is not None else None
-        kernel = _described(kwargs["fn"].jit_function, kwargs["compile"])
-        found[repr(sorted((key, str(value)) for key, value in kernel.items()))] = kernel
+        asked = kwargs["compile"]
+        found[asked["specialization_data"]] = _described(kwargs["fn"].jit_function, asked)
         return True
 
     knobs.runtime.jit_cache_hook = hook

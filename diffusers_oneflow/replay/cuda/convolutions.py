@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...passes.base import HALVES
 from ..lowering import Lowered
 from ..values import Ref
 from . import choice, cudnn
@@ -15,7 +16,6 @@ from .products import product
 from .table import on_cuda
 from .upsampling import doubled
 
-_HALVES = (torch.float16, torch.bfloat16)
 _LAST = torch.channels_last
 # So many of cuDNN's proposals are measured, by how many ends are in its kernel: two it has to compile, for a second each.
 _MANY, _MANY_TRANSPOSED = (5, 4, 2), 5
@@ -63,7 +63,7 @@ class Ways(choice.Ways):
     """A convolution of one step, ``act(conv(x) + bias + residual)``.
 
     Args:
-        transposed: what it makes is as large as what ``conv_transpose2d`` makes of weights (c, oc, kh, kw); in one group.
+        transposed: as ``conv_transpose2d`` has it, of weights (c, oc, kh, kw) in one group.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Ways(choice.Ways):
         out, x, _, bias, residual = tensors
         assert out is not None and x is not None
         aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
-        if not (x.is_cuda and x.dtype in _HALVES and aligned):
+        if not (x.is_cuda and x.dtype in HALVES and aligned):
             return ()
         return (False,) if self._transposed or (bias is None and residual is None) else (True, False)
 

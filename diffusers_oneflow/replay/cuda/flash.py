@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ...passes.base import HALVES
+
 # Multiplications and additions from which it may be worth the 1.5 to 2 seconds that it takes to compile, for each size of heads;
 # where there is something as large, the smaller ones of that size, a prompt's keys say, may take it too.
 LEAST = 1e10
@@ -39,12 +41,12 @@ def usable(device: torch.device) -> bool:
 
 
 def fits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> bool:
-    """Whether it computes this and may gain by it.
+    """Whether it computes this and may gain by it; what is large is remembered for smaller ones of its kind.
 
     Args:
         q, k: (n, heads, rows, width) and (n, heads, keys, width).
     """
-    if mask is not None or q.dtype not in (torch.float16, torch.bfloat16) or (causal and q.shape[-2] != k.shape[-2]):
+    if mask is not None or q.dtype not in HALVES or (causal and q.shape[-2] != k.shape[-2]):
         return False
     width = q.shape[-1]
     kind = width, q.dtype, causal

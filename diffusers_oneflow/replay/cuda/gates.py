@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ...errors import first_line
+from ...passes.base import HALVES
 from ..lowering import Lowered
 from ..values import Ref
 from . import choice, cublaslt, flash, light
@@ -55,12 +57,12 @@ def usable(device: torch.device) -> bool:
 def product(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Ref | None, gate: str) -> Ref | None:
     """A step for ``a * act(b)`` of the halves of ``x @ weight.T + bias``; None where there is no kernel, or nothing to gain."""
     columns, k = weight.shape
-    half = x.dtype in (torch.float16, torch.bfloat16) and all(r is None or r.dtype == x.dtype for r in (weight, bias))
+    half = x.dtype in HALVES and all(r is None or r.dtype == x.dtype for r in (weight, bias))
     dense = x.like.is_contiguous() and weight.like.is_contiguous()
     large = 2.0 * math.prod(x.shape) * columns >= flash.LEAST
     if gate not in _ACTS or not (half and dense and large) or k % _STEP or columns % (2 * _STEP):
         return None
-    if gate in _failed or not usable(lowered.device.torch) or _epilogue(gate, bias is not None) is None:
+    if gate in _failed or not flash.is_tried(lowered.device.torch) or _epilogue(gate, bias is not None) is None:
         return None
     # As it is it would be put in another order in every layer; this is done beside the rest.
     wide = None if bias is None else lowered.step(node, _widen, (bias,), bias.shape, torch.float32, "triton widen")
@@ -114,8 +116,8 @@ class Ways(choice.Ways):
         except Exception as error:
             if self.kind not in _failed:
                 _failed.add(self.kind)
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(f"quack-kernels cannot compute a gated layer here, two kernels do: {said}", stacklevel=2)
+                said = f"quack-kernels cannot compute a gated layer here, two kernels do: {first_line(error)}"
+                warnings.warn(said, stacklevel=2)
             raise
 
     def _apart(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:

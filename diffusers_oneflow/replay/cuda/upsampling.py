@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...capture import op_name
+from ...passes.base import HALVES
 from ..lowering import Lowered
 from ..values import Ref
 from . import kernels
@@ -23,8 +24,6 @@ _TILE = 32
 # Pixels of the small images, all of a batch, from which filters are added up in every step: that moves 41 numbers for each pair
 # of channels, and spares 40 operations for each pixel, of which a GPU does some 170 while it moves one byte.
 _LEAST_PIXELS = 1024
-# Of float32 torch's is the only transposed convolution, and takes memory for a second result.
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @on_cuda(_OP)
@@ -55,7 +54,8 @@ def doubled(lowered: Lowered, node: torch.fx.Node, weight: Ref) -> tuple[Ref, Re
         return None
     small = lowered.value(large.args[0])
     n, h, w, c = small.shape
-    if tuple(large.meta["val"].shape) != (n, 2 * h, 2 * w, c) or n * h * w < _LEAST_PIXELS or small.dtype not in _HALVES:
+    # Of float32 torch's is the only transposed convolution, and takes memory for a second result.
+    if tuple(large.meta["val"].shape) != (n, 2 * h, 2 * w, c) or n * h * w < _LEAST_PIXELS or small.dtype not in HALVES:
         return None
     folded = lowered.step(node, fold, (weight,), (c, 4, 4, weight.shape[0]), weight.dtype, "triton filters")
     return lowered.contiguous(node, small), folded.through(lambda t: t.permute(0, 3, 1, 2))
