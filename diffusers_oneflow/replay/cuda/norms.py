@@ -9,7 +9,7 @@ import torch
 
 from ..lowering import Lowered
 from ..values import Ref, Step
-from . import kernels
+from . import norm_kernels
 from .chains import Chain
 from .light import fits, power
 from .row_norms import row_norm
@@ -80,7 +80,7 @@ class GroupNorm:
 
     def _alone(self, positions: int, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         n, channels, rows, columns = x.shape[0], x.shape[-1], power(positions), power(x.shape[-1] // self._groups)
-        kernels.group_norm_kernel[(self._groups, n)](
+        norm_kernels.group_norm_kernel[(self._groups, n)](
             out, x, x if shift is None else shift, _apart(shift), weight, bias, positions, channels, self._eps,
             *self._flags(shift), channels // self._groups, weight is not None, self._kernel_act, rows, columns,
             num_warps=max(1, min(16, rows * columns // 1024)),
@@ -100,11 +100,11 @@ class GroupNorm:
         early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
         waits = {"launch_pdl": True} if early else {}
         grid, once = (tiles.splits, -(-channels // tiles.columns), n), tiles.chunk <= tiles.rows
-        kernels.moments_kernel[grid](
+        norm_kernels.moments_kernel[grid](
             partial, x, positions, channels, tiles.chunk, tiles.splits, tiles.rows, tiles.columns, once, early,
             num_warps=tiles.warps,
         )  # fmt: skip
-        kernels.normalize_kernel[grid](
+        norm_kernels.normalize_kernel[grid](
             out, x, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
             self._eps, *self._flags(shift), tiles.splits, group, weight is not None, self._kernel_act, tiles.rows, tiles.columns,
             _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),

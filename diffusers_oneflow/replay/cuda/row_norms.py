@@ -15,7 +15,7 @@ from ...capture import op_name
 from ...passes.channels_last import arguments
 from ..lowering import Lowered
 from ..values import Ref, Step, refs
-from . import kernels, products, rotary
+from . import norm_kernels, products, rotary
 from .chains import Chain, Instructions
 from .light import blocks, fits, power
 from .strides import Rows, Spread, collapsed, ordered
@@ -75,7 +75,7 @@ class RowNorm:
         dims = [] if out.is_contiguous() else collapsed(out.shape[:-1], out.stride()[:-1])
         inner = dims[-1][0] if len(dims) > 1 else 1
         gap = dims[0][1] // self.columns - inner if dims else 0
-        kernels.row_norm_kernel[blocks(self.rows, many)](
+        norm_kernels.row_norm_kernel[blocks(self.rows, many)](
             out, x, plus, residual, gate, weight, bias, factor, addend,
             self.rows, self.columns, self.rows * self.columns, self.eps, self.source.span, self.source.jump, self.source.step,
             self.per, self.period, *(0 if t is None or len(t) == 1 else t.stride(0) for t in (gate, factor, addend)), self.one,

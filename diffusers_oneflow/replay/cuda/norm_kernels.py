@@ -1,0 +1,207 @@
+"""Triton kernels of norms. All compute in float32 and round once."""
+
+import triton
+import triton.language as tl
+
+from diffusers_oneflow.replay.cuda.kernels import activate
+
+
+# Each variant takes a third of a second to compile, and a model has 20 kinds of group norms: what costs nothing is no constexpr.
+@triton.jit(do_not_specialize=["active", "shifted", "size"])
+def group_norm_kernel(
+    out, x, shift, apart, weight, bias, positions, channels, eps, active, shifted, size,
+    HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``act((x + shift - mean) / deviation * weight + bias)`` for one group of `size` channels of one image, all in registers.
+
+    x (n, positions, channels) with at most ROWS positions, `size` at most COLUMNS; shift (n, channels) with rows so far `apart`.
+    Without `active` there is no activation, and without `shifted` no shift.
+    """
+    group, image = tl.program_id(0), tl.program_id(1)
+    lane, row = tl.arange(0, COLUMNS), tl.arange(0, ROWS)
+    own = lane < size
+    column = group * size + lane
+    inside = (row < positions)[:, None] & own[None, :]
+    at = image.to(tl.int64) * positions * channels + row[:, None] * channels + column[None, :]
+    # From the first number on, or the sum of numbers far from 0 would lose their differences.
+    near = tl.load(x + image.to(tl.int64) * positions * channels + group * size).to(tl.float32)
+    value = tl.load(x + at, inside, 0.0).to(tl.float32) - near
+    value += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)[None, :]
+    count = (positions * size).to(tl.float32)
+    value = tl.where(inside, value, 0.0)
+    value = tl.where(inside, value - tl.sum(tl.sum(value, 0), 0) / count, 0.0)
+    value *= 1.0 / tl.sqrt(tl.sum(tl.sum(value * value, 0), 0) / count + eps)
+    if HAS_WEIGHT:
+        value *= tl.load(weight + column, own, 0.0).to(tl.float32)[None, :]
+        value += tl.load(bias + column, own, 0.0).to(tl.float32)[None, :]
+    value = tl.where(active != 0, activate(value, ACT), value)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _rows(x, begin, end, channels, column, own, ROWS: tl.constexpr):
+    """Columns of some positions, (rows, columns) float32, 0 outside; and which are inside."""
+    row = begin + tl.arange(0, ROWS)
+    inside = (row < end)[:, None] & own[None, :]
+    return tl.load(x + row[:, None] * channels + column[None, :], inside, 0.0).to(tl.float32), inside
+
+
+@triton.jit(do_not_specialize=["splits"])
+def moments_kernel(
+    partial, x, positions, channels, chunk, splits,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ONCE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Mean, and sum of squared differences from it, of each channel in each chunk of the positions of x (n, positions, channels).
+
+    They are summed up as differences from the channel's first number, so that nothing cancels. ONCE: a chunk has at most ROWS
+    positions. EARLY: the next kernel may start, and wait for this one's results by itself.
+
+    partial (n, splits, 2, channels) float32.
+    """
+    split, image = tl.program_id(0), tl.program_id(2)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    x += image.to(tl.int64) * positions * channels
+    start = split * chunk
+    end = tl.minimum(start + chunk, positions)
+    near = tl.load(x + start * channels + column, own, 0.0).to(tl.float32)
+    if ONCE:
+        value, inside = _rows(x, start, end, channels, column, own, ROWS)
+        value = tl.where(inside, value - near[None, :], 0.0)
+        total = tl.sum(value, 0)
+        square = tl.sum(value * value, 0)
+    else:
+        totals = tl.zeros((ROWS, COLUMNS), tl.float32)
+        squares = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for begin in range(start, end, ROWS):
+            value, inside = _rows(x, begin, end, channels, column, own, ROWS)
+            value = tl.where(inside, value - near[None, :], 0.0)
+            totals += value
+            squares += value * value
+        total = tl.sum(totals, 0)
+        square = tl.sum(squares, 0)
+    rows = (end - start).to(tl.float32)
+    at = partial + (image * splits + split) * 2 * channels + column
+    tl.store(at, near + total / rows, own)
+    tl.store(at + channels, square - total * total / rows, own)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit(do_not_specialize=["active", "shifted", "splits", "size"])
+def normalize_kernel(
+    out, x, shift, apart, weight, bias, partial, positions, channels, chunk, eps, active, shifted, splits, size,
+    HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """The group norm of `group_norm_kernel` in groups of `size` channels, with `partial` of `moments_kernel`.
+
+    Each program merges the moments of all channels of those groups, at most GROUPS in SPAN channels, that its columns belong to:
+    first a channel's chunks, then a group's channels (Chan, Golub and LeVeque, 1983). Without `active` there is no activation,
+    and without `shifted` no shift.
+    """
+    split, tile, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    first = tile * COLUMNS // size
+    lane, group, part = tl.arange(0, SPAN), tl.arange(0, GROUPS), tl.arange(0, SPLITS)
+    span = first * size + lane
+    real = (span < channels) & (lane < GROUPS * size)
+    known = (part < splits)[:, None] & real[None, :]
+    at = partial + (image * splits + part[:, None]) * 2 * channels + span[None, :]
+    means, aways = tl.load(at, known, 0.0), tl.load(at + channels, known, 0.0)
+    every = positions.to(tl.float32)
+    counts = (tl.minimum((part + 1) * chunk, positions) - part * chunk).to(tl.float32)[:, None]
+    counts = tl.where(known, counts, 0.0)
+    mean = tl.sum(means * counts, 0) / every
+    off = tl.where(known, means - mean[None, :], 0.0)
+    away = tl.sum(aways + counts * off * off, 0)
+    mean += tl.load(shift + image * apart + span, real & (shifted != 0), 0.0).to(tl.float32)
+    # By comparing, since a division takes longer than all of this.
+    begins = group * size
+    member = (lane[:, None] >= begins[None, :]) & (lane[:, None] < begins[None, :] + size) & real[:, None]
+    middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / size
+    apart_from = tl.where(member, mean[:, None] - middle[None, :], 0.0)
+    spread = tl.sum(tl.where(member, away[:, None], 0.0) + every * apart_from * apart_from, 0)
+    scale = 1.0 / tl.sqrt(spread / (every * size) + eps)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    within = column - first * size
+    mine = (within[:, None] >= begins[None, :]) & (within[:, None] < begins[None, :] + size)
+    factor = tl.sum(tl.where(mine, scale[None, :], 0.0), 1)
+    plus = -tl.sum(tl.where(mine, middle[None, :], 0.0), 1)
+    plus += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)
+    if HAS_WEIGHT:
+        factor *= tl.load(weight + column, own, 0.0).to(tl.float32)
+    plus *= factor
+    if HAS_WEIGHT:
+        plus += tl.load(bias + column, own, 0.0).to(tl.float32)
+    place = image.to(tl.int64) * positions * channels
+    start = split * chunk
+    end = tl.minimum(start + chunk, positions)
+    for begin in range(start, end, ROWS):
+        value, inside = _rows(x + place, begin, end, channels, column, own, ROWS)
+        result = value * factor[None, :] + plus[None, :]
+        result = tl.where(active != 0, activate(result, ACT), result)
+        row = begin + tl.arange(0, ROWS)
+        tl.store(out + place + row[:, None] * channels + column[None, :], result.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def row_norm_kernel(
+    out, x, plus, residual, gate, weight, bias, factor, addend,
+    rows, columns, apart, eps, span, jump, step, per, period, gates, factors, addends, one, inner, gap,
+    RMS: tl.constexpr, SUMS: tl.constexpr, HAS_PLUS: tl.constexpr, GATED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr, TURNS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Layer norm or RMS norm of `rows` rows of `columns` numbers; then ``* (factor + one) + addend``.
+
+    x: rows as `strides.Rows` has them. gate, factor, addend: as `strides.Spread` has them, with rows `gates`, `factors` and
+    `addends` apart.
+    SUMS: of ``x + plus + residual``, or with a gate of ``x * gate + residual``; plus (columns,), residual dense. The sum is the
+    first of two dense results then, which lie so far `apart`.
+    TURNS: what is added is the addend times the pairs of the norm turned, as `rotary` has it.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    own, there = column < columns, row < rows
+    inside = there[:, None] & own[None, :]
+    begin = (row // span).to(tl.int64) * jump + (row % span).to(tl.int64) * step
+    at = (row + (row // inner) * gap).to(tl.int64)[:, None] * columns + column[None, :]
+    of = (row // per % period).to(tl.int64)
+    value = tl.load(x + begin[:, None] + column[None, :], inside, 0.0).to(tl.float32)
+    # From each row's first number on: constant rows stay without any difference, and far from 0 none is lost.
+    near = tl.load(x + begin, there, 0.0).to(tl.float32)
+    if SUMS:
+        if GATED:
+            value *= tl.load(gate + of[:, None] * gates + column[None, :], inside, 0.0).to(tl.float32)
+            near *= tl.load(gate + of * gates, there, 0.0).to(tl.float32)
+        value += tl.load(residual + at, inside, 0.0).to(tl.float32)
+        near += tl.load(residual + row.to(tl.int64) * columns, there, 0.0).to(tl.float32)
+        if HAS_PLUS:
+            value += tl.load(plus + column, own, 0.0).to(tl.float32)[None, :]
+            near += tl.load(plus).to(tl.float32)
+        tl.store(out + at, value.to(out.dtype.element_ty), inside)
+        out += apart
+    if not RMS:
+        value = tl.where(inside, value - near[:, None], 0.0)
+        value = tl.where(inside, value - (tl.sum(value, 1) / columns)[:, None], 0.0)
+    value = value / tl.sqrt(tl.sum(value * value, 1) / columns + eps)[:, None]
+    if HAS_WEIGHT:
+        value *= tl.load(weight + column, own, 0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        value += tl.load(bias + column, own, 0.0).to(tl.float32)[None, :]
+    other = value
+    if TURNS:
+        a, b = tl.split(tl.reshape(value, (ROWS, BLOCK // 2, 2)))
+        other = tl.reshape(tl.join(-b, a), (ROWS, BLOCK))
+    if HAS_FACTOR:
+        value *= tl.load(factor + of[:, None] * factors + column[None, :], inside, 0.0).to(tl.float32) + one
+    if HAS_ADDEND:
+        addition = tl.load(addend + of[:, None] * addends + column[None, :], inside, 0.0).to(tl.float32)
+        if TURNS:
+            addition *= other
+        value += addition
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
