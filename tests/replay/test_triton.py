@@ -25,7 +25,15 @@ def test_the_kernels_are_right_in_the_interpreter():
         "addopts=",
         *(
             str(Path(__file__).parent / f"{name}.py")
-            for name in ("triton_cases", "triton_graphs", "move_cases", "row_norm_cases", "upsampling_cases", "gate_cases")
+            for name in (
+                "triton_cases",
+                "triton_graphs",
+                "move_cases",
+                "norm_cases",
+                "row_norm_cases",
+                "upsampling_cases",
+                "gate_cases",
+            )
         ),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

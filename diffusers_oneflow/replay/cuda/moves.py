@@ -51,16 +51,20 @@ def move(out: torch.Tensor, x: torch.Tensor) -> None:
 
 
 class Cat(choice.Ways):
-    """``torch.cat`` of one step, whose own kernel reads parts that are not dense two bytes at a time."""
+    """``torch.cat`` of one step, whose own kernel reads parts that are not dense two bytes at a time.
+
+    Attributes:
+        dim: in which.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self._dim = dim
+        self.dim = dim
 
     def __call__(self, out: torch.Tensor, *parts: torch.Tensor) -> None:
         """Fill `out`."""
         shapes = tuple((tuple(t.shape), t.stride()) for t in parts)
-        self._compute(("cat", self._dim, shapes, str(out.dtype)), (out, *parts), out.device, spare=0)
+        self._compute(("cat", self.dim, shapes, str(out.dtype)), (out, *parts), out.device, spare=0)
 
     def _ways(self, *tensors: torch.Tensor) -> list[choice.Way]:
         return [(self._moved, "triton cat"), (self._in_torch, "cat")]
@@ -68,12 +72,12 @@ class Cat(choice.Ways):
     def _moved(self, out: torch.Tensor, *parts: torch.Tensor) -> None:
         start = 0
         for part in parts:
-            size = part.shape[self._dim]
-            move(out.narrow(self._dim, start, size), part)
+            size = part.shape[self.dim]
+            move(out.narrow(self.dim, start, size), part)
             start += size
 
     def _in_torch(self, out: torch.Tensor, *parts: torch.Tensor) -> None:
-        torch.cat(parts, self._dim, out=out)
+        torch.cat(parts, self.dim, out=out)
 
 
 @on_cuda("oneflow.copy")

@@ -46,27 +46,49 @@ def _rows(x, begin, end, channels, column, own, ROWS: tl.constexpr):
     return tl.load(x + row[:, None] * channels + column[None, :], inside, 0.0).to(tl.float32), inside
 
 
+@triton.jit
+def _write(out, value, begin, channels, column, inside, ROWS: tl.constexpr):
+    """The other way."""
+    row = begin + tl.arange(0, ROWS)
+    tl.store(out + row[:, None] * channels + column[None, :], value.to(out.dtype.element_ty), inside)
+
+
 @triton.jit(do_not_specialize=["splits"])
 def moments_kernel(
-    partial, x, positions, channels, chunk, splits,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ONCE: tl.constexpr, EARLY: tl.constexpr,
+    partial, x, other, joined, first, positions, channels, chunk, splits,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ONCE: tl.constexpr, EARLY: tl.constexpr, JOINS: tl.constexpr,
 ):  # fmt: skip
     """Mean, and sum of squared differences from it, of each channel in each chunk of the positions of x (n, positions, channels).
 
     They are summed up as differences from the channel's first number, so that nothing cancels. ONCE: a chunk has at most ROWS
     positions. EARLY: the next kernel may start, and wait for this one's results by itself.
 
+    JOINS: the first channels are those of x (n, positions, first), a multiple of COLUMNS, the others those of `other`; all are
+    written to `joined` (n, positions, channels) too.
+
     partial (n, splits, 2, channels) float32.
     """
     split, image = tl.program_id(0), tl.program_id(2)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = tl.program_id(1) * COLUMNS
+    lane = tl.arange(0, COLUMNS)
+    column = place + lane
     own = column < channels
-    x += image.to(tl.int64) * positions * channels
+    width = channels
+    if JOINS:
+        joined += image.to(tl.int64) * positions * channels
+        width = first
+        if place >= first:
+            x = other
+            place -= first
+            width = channels - first
+    x += image.to(tl.int64) * positions * width + place
     start = split * chunk
     end = tl.minimum(start + chunk, positions)
-    near = tl.load(x + start * channels + column, own, 0.0).to(tl.float32)
+    near = tl.load(x + start * width + lane, own, 0.0).to(tl.float32)
     if ONCE:
-        value, inside = _rows(x, start, end, channels, column, own, ROWS)
+        value, inside = _rows(x, start, end, width, lane, own, ROWS)
+        if JOINS:
+            _write(joined, value, start, channels, column, inside, ROWS)
         value = tl.where(inside, value - near[None, :], 0.0)
         total = tl.sum(value, 0)
         square = tl.sum(value * value, 0)
@@ -74,7 +96,9 @@ def moments_kernel(
         totals = tl.zeros((ROWS, COLUMNS), tl.float32)
         squares = tl.zeros((ROWS, COLUMNS), tl.float32)
         for begin in range(start, end, ROWS):
-            value, inside = _rows(x, begin, end, channels, column, own, ROWS)
+            value, inside = _rows(x, begin, end, width, lane, own, ROWS)
+            if JOINS:
+                _write(joined, value, begin, channels, column, inside, ROWS)
             value = tl.where(inside, value - near[None, :], 0.0)
             totals += value
             squares += value * value
@@ -144,8 +168,7 @@ def normalize_kernel(
         value, inside = _rows(x + place, begin, end, channels, column, own, ROWS)
         result = value * factor[None, :] + plus[None, :]
         result = tl.where(active != 0, activate(result, ACT), result)
-        row = begin + tl.arange(0, ROWS)
-        tl.store(out + place + row[:, None] * channels + column[None, :], result.to(out.dtype.element_ty), inside)
+        _write(out + place, result, begin, channels, column, inside, ROWS)
 
 
 @triton.jit

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ..lowering import Lowered
-from ..values import Ref, Step
+from ..values import Ref, Step, refs
 from . import norm_kernels
 from .chains import Chain
 from .light import fits, power
+from .moves import Cat
 from .row_norms import row_norm
 from .table import on_cuda
 
@@ -40,9 +41,28 @@ def group_norm(
     large = math.prod(x.shape[1:]) >= 1 << 31
     if not channels_last or large or not fits(x, weight, bias) or (weight is None) != (bias is None):
         return lowered.in_torch(node, (x, groups, weight, bias, eps, act, channels_last), {})
+    norm = GroupNorm(groups, eps, act)
+    joined = JoinedGroupNorm(norm)
+    if (parts := _joined(lowered, x, joined)) is not None:
+        both = lowered.step(node, joined, (*parts, weight, bias), (2, *x.shape), x.dtype, "triton group norm, joined")
+        lowered.replace(node.all_input_nodes[0], both.through(lambda t: t[0]))
+        return both.through(lambda t: t[1])
     x, shift = _without_shift(node, x)
     x = lowered.contiguous(node, x)
-    return lowered.step(node, GroupNorm(groups, eps, act), (x, shift, weight, bias), x.shape, x.dtype, "triton group norm")
+    return lowered.step(node, norm, (x, shift, weight, bias), x.shape, x.dtype, "triton group norm")
+
+
+def _joined(lowered: Lowered, x: Ref, how: "JoinedGroupNorm") -> tuple[Ref, Ref] | None:
+    """The two tensors whose channels were joined for a norm, which does that on the way; nothing has read what was joined yet."""
+    made = x.source
+    if not (isinstance(made, Step) and isinstance(made.run, Cat) and made.run.dim == len(x.shape) - 1) or x.views:
+        return None
+    if len(made.args) != 2 or not all(part.like.is_contiguous() for part in made.args):
+        return None
+    if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
+        return None
+    first, second = made.args
+    return (first, second) if how.fits(x.shape, first.shape[-1]) else None
 
 
 def _without_shift(node: torch.fx.Node, x: Ref) -> tuple[Ref, Ref | None]:
@@ -72,11 +92,17 @@ class GroupNorm:
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         """Fill `out` from x (n, ..., channels), and `shift` (n, channels) to be added to it."""
-        positions, channels = math.prod(x.shape[1:-1]), x.shape[-1]
-        if power(positions) * power(channels // self._groups) <= _ALONE:
-            self._alone(positions, out, x, shift, weight, bias)
+        tiles = self.tiles(x.shape)
+        if tiles is None:
+            self._alone(math.prod(x.shape[1:-1]), out, x, shift, weight, bias)
         else:
-            self.run(Tiles.of(positions, channels, channels // self._groups), out, x, shift, weight, bias)
+            self.run(tiles, out, x, shift, weight, bias)
+
+    def tiles(self, shape: Sequence[int]) -> "Tiles | None":
+        """For two launches; None where one is enough."""
+        positions, channels = math.prod(shape[1:-1]), shape[-1]
+        group = channels // self._groups
+        return None if power(positions) * power(group) <= _ALONE else Tiles.of(positions, channels, group)
 
     def _alone(self, positions: int, out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
         n, channels, rows, columns = x.shape[0], x.shape[-1], power(positions), power(x.shape[-1] // self._groups)
@@ -93,16 +119,24 @@ class GroupNorm:
     def _kernel_act(self) -> str:
         return "silu" if self._act == "none" else self._act
 
-    def run(self, tiles: "Tiles", out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe) -> None:
-        """Compute in two launches with such tiles."""
+    def run(
+        self, tiles: "Tiles", out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe,
+        parts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Compute in two launches with such tiles.
+
+        Args:
+            parts: whose channels are `x`, which is filled; the first has a multiple of `tiles.columns` of them.
+        """
         n, channels, group, positions = x.shape[0], x.shape[-1], x.shape[-1] // self._groups, math.prod(x.shape[1:-1])
         partial = torch.empty((n, tiles.splits, 2, channels), dtype=torch.float32, device=x.device)
         early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
         waits = {"launch_pdl": True} if early else {}
         grid, once = (tiles.splits, -(-channels // tiles.columns), n), tiles.chunk <= tiles.rows
+        first, second = (x, x) if parts is None else parts
         norm_kernels.moments_kernel[grid](
-            partial, x, positions, channels, tiles.chunk, tiles.splits, tiles.rows, tiles.columns, once, early,
-            num_warps=tiles.warps,
+            partial, first, second, x, first.shape[-1], positions, channels, tiles.chunk, tiles.splits, tiles.rows, tiles.columns,
+            once, early, parts is not None, num_warps=tiles.warps,
         )  # fmt: skip
         norm_kernels.normalize_kernel[grid](
             out, x, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
@@ -110,6 +144,26 @@ class GroupNorm:
             _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),
             _parts(tiles.splits), early, num_warps=tiles.warps, **waits,
         )  # fmt: skip
+
+
+class JoinedGroupNorm:
+    """The group norm of a concatenation of channels, which its first launch writes: nothing reads it to join it."""
+
+    def __init__(self, norm: GroupNorm) -> None:
+        self._norm = norm
+        self.kind = (*norm.kind, "joined")
+
+    def fits(self, shape: Sequence[int], first: int) -> bool:
+        """Whether it takes two launches anyway, in which no program has channels of both tensors, the first with so many."""
+        tiles = self._norm.tiles(shape)
+        return tiles is not None and first % tiles.columns == 0
+
+    def __call__(self, out: torch.Tensor, first: torch.Tensor, second: torch.Tensor, weight: _Maybe, bias: _Maybe) -> None:
+        """Fill `out` (2, n, ..., channels), what is joined and its norm, from tensors (n, ..., some of the channels)."""
+        joined, normed = out
+        tiles = self._norm.tiles(joined.shape)
+        assert tiles is not None  # `fits` has seen to it
+        self._norm.run(tiles, normed, joined, None, weight, bias, (first, second))
 
 
 def _apart(shift: _Maybe) -> int:
