@@ -12,14 +12,14 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from . import autocast, judged, nearby, signature
+from . import autocast, judged, nearby, recorded, signature
 from .backend import dispatcher_of, models
 from .errors import FallbackWarning, Unsupported
 from .verdict import FACTOR, FLOOR, HALF_FACTOR, MOST_LEVELS, Component, Error, Report, error, errors, pooled, rows_of, worst
@@ -35,15 +35,6 @@ __all__ = [
 _DRAWS = 8
 # Times what is allowed; up to it one number may be what decides.
 _LITTLE = 1.5
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A recorded call of a module, and the dtypes of its parameters then."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    dtypes: dict[str, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def pipeline(
 
     Raises:
         ValueError: one of `fallbacks` ran on OneFlow, or in torch for another reason; or the images differ in shape.
-        TorchFails: torch cannot run the pipeline, or a component in float64.
+        TorchFails: torch cannot run the pipeline, not a second time, or not a component in float64.
     """
     fallbacks = (fallbacks or {}) if judged.name() == "oneflow" else {}
     reference = pipe
@@ -99,14 +90,15 @@ def pipeline(
         reference = _copied(pipe, models(pipe).values())
         change(reference)
     try:
-        calls, expected = _recorded(reference, draw, fallbacks)
+        calls, expected = recorded.record(reference, draw, fallbacks)
         found = models(reference)
         exact = {}
         for path, call in calls.items():
-            with _as_called(found[path], call):
+            with recorded.in_dtypes(found[path], call.dtypes):
                 exact[path] = _expected(found[path], call.args, call.kwargs, path)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TorchFails(f"torch itself cannot run it: {type(error).__name__}: {error}") from error
+    left = [(module, recorded.dtypes_of(module)) for module in _modules(pipe)]
     judged.attach(pipe)
     try:
         if change is not None:
@@ -116,9 +108,14 @@ def pipeline(
         # Attached as a whole, so that the run of the pipeline takes the graphs that were built for the components.
         rows = []
         for path, call in calls.items():
-            with _as_called(found[path], call):
+            with recorded.in_dtypes(found[path], call.dtypes):
                 rows.append(_judge(found[path], path, exact[path]))
-        images = _quietly(draw, pipe)
+        try:
+            images = _quietly(draw, pipe)
+        except Exception as error:
+            judged.detach(pipe)
+            _torch_again(draw, pipe, left, error)
+            raise
         ran = judged.fallbacks(pipe)
         for path, part in fallbacks.items():
             _demand(found[path], path, part, ran.get(path, ""))
@@ -129,7 +126,7 @@ def pipeline(
         raise ValueError(f"torch drew images of shape {expected.shape}, the backend of {images.shape}")
     for number, row in enumerate(rows):
         call = calls[row.path]
-        with _as_called(found[row.path], call):
+        with recorded.in_dtypes(found[row.path], call.dtypes):
             rows[number] = row if row.passed else _again(found[row.path], call.args, call.kwargs, row)
     levels = _levels(images, expected)
     return Report(rows, levels, ran, unexpected, (expected, images), most_levels(reference, draw, expected, levels))
@@ -166,39 +163,11 @@ def _levels(image: NDArray[Any], other: NDArray[Any]) -> int:
     return int(np.abs(image.astype(np.int16) - other.astype(np.int16)).max())
 
 
-def _recorded(
-    pipe: Any, draw: Callable[[Any], NDArray[np.uint8]], fallbacks: Mapping[str, str]
-) -> tuple[dict[str, _Call], NDArray[Any]]:
-    """The last call of each component that is to be judged, in a run of the pipeline in torch, and its images."""
-    calls: dict[str, _Call] = {}
-    judgeable = {path: module for path, module in models(pipe).items() if path not in fallbacks}
-    hooks = [module.register_forward_pre_hook(_record(calls, path), with_kwargs=True) for path, module in judgeable.items()]
-    try:
-        expected = draw(pipe)
-        if "vae.encoder" in judgeable and "vae.encoder" not in calls and _images(pipe.vae, expected):
-            # Drawing from text alone does not call it: it gets the images.
-            with torch.no_grad():
-                pipe.vae.encode(
-                    (torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 127.5 - 1).to(pipe.vae.device, pipe.vae.dtype)
-                )
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls, expected
-
-
 def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call without warnings of fallbacks: the report has them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         return function(*args, **kwargs)
-
-
-def _images(vae: Any, drawn: NDArray[Any]) -> bool:
-    """Whether what was drawn are images that the VAE can encode; one of videos cannot."""
-    if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):
-        return False
-    return drawn.ndim == 4 and drawn.shape[3] == getattr(vae.config, "in_channels", 3)
 
 
 def _demand(module: torch.nn.Module, path: str, part: str, reasons: str) -> None:
@@ -208,28 +177,25 @@ def _demand(module: torch.nn.Module, path: str, part: str, reasons: str) -> None
         raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
 
 
-def _record(calls: dict[Any, Any], path: str) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        flat = signature.flatten((args, kwargs))
-        args, kwargs = signature.rebuild(flat.spec, [t.detach().clone() for t in flat.tensors])
-        calls[path] = _Call(args, kwargs, {name: p.dtype for name, p in module.named_parameters()})
-
-    return hook
+def _modules(pipe: Any) -> list[torch.nn.Module]:
+    """All of a pipeline's models, with what of them never runs on the backend."""
+    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
-@contextlib.contextmanager
-def _as_called(module: torch.nn.Module, call: _Call) -> Iterator[None]:
-    """Meanwhile the parameters have the dtypes that they had in the call: some pipelines cast a VAE up only to decode."""
-    changed = [
-        (p, p.data, call.dtypes[name]) for name, p in module.named_parameters() if p.dtype != call.dtypes.get(name, p.dtype)
-    ]
-    for parameter, data, dtype in changed:
-        parameter.data = data.to(dtype)
-    try:
-        yield
-    finally:
-        for parameter, data, _ in changed:
-            parameter.data = data
+def _torch_again(
+    draw: Callable[[Any], object], pipe: Any, left: Iterable[tuple[torch.nn.Module, recorded.Dtypes]], error: Exception
+) -> None:
+    """Raise `TorchFails` where torch cannot run a pipeline either in the dtypes in which its first run has left the models.
+
+    A pipeline that casts its VAE up may forget to cast it down again.
+    """
+    with contextlib.ExitStack() as as_left:
+        for module, dtypes in left:
+            as_left.enter_context(recorded.in_dtypes(module, dtypes))
+        try:
+            _quietly(draw, pipe)
+        except Exception as again:
+            raise TorchFails(f"torch itself cannot run it twice: {type(again).__name__}: {again}") from error
 
 
 def _copied(value: Any, modules: Iterable[torch.nn.Module]) -> Any:

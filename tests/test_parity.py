@@ -188,3 +188,39 @@ def test_what_fails_by_a_little_is_judged_by_other_calls(monkeypatch, share, jud
     assert found.passed == (judged_again and others < 1) and bool(asked) == judged_again
     for given in asked:
         assert len(given) == 32 and not any(torch.equal(x, other) for other in given)
+
+
+def fails_in_float16(pipe):
+    """Draws an image from latents in float16, as a pipeline does that has its models so."""
+    latents = torch.zeros(1, 4, 4, 4, dtype=torch.float16)
+    pipe.vae.post_quant_conv(latents)
+    return np.zeros((1, 8, 8, 3), np.uint8)
+
+
+def test_a_pipeline_that_torch_can_run_once_is_not_judged(pipe):
+    """As one that casts its VAE up, and never down again."""
+
+    def draw(pipe):
+        made = fails_in_float16(pipe)
+        pipe.vae.to(torch.float32)
+        return made
+
+    pipe.vae.half()
+    with pytest.raises(parity.TorchFails, match="twice: RuntimeError"):
+        parity.pipeline(pipe, draw)
+
+
+def test_what_fails_on_the_backend_alone_says_so(pipe):
+    """Though the run that failed has left a model so that torch cannot use it."""
+
+    def draw(pipe):
+        made = fails_in_float16(pipe)
+        if OneFlowBackend.is_attached(pipe):
+            pipe.vae.to(torch.float32)
+            raise KeyError("planted")
+        return made
+
+    pipe.vae.half()
+    with pytest.raises(KeyError, match="planted"):
+        parity.pipeline(pipe, draw)
+    assert not OneFlowBackend.is_attached(pipe)
