@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
-from . import autocast, exporting
+from . import autocast, decompositions, exporting
 from .errors import Unsupported
 from .state import depends, install_output_hooks, twin, watch
 
@@ -148,32 +148,12 @@ def capture(
             if casting is not None and (odd := autocast.spell_out(exported.graph, casting)) is not None:
                 raise Unsupported(op_name(odd), "torch.autocast casts inside of it", where(odd))
             dtypes = _output_dtypes(exported.graph)
-            table = torch.export.default_decompositions()
-            # What batch norm becomes in eval mode: torch.export does not keep an op that may write to its buffers.
-            table[torch.ops.aten._native_batch_norm_legit_no_training.default] = _batch_norm
+            table = {**torch.export.default_decompositions(), **decompositions.TABLE}
             exported = exported.run_decompositions({op: how for op, how in table.items() if not is_lowered(str(op))})
             # Those that it was to return: behind what it changes, which `_program` refuses.
             if casting is not None and _output_dtypes(exported.graph)[-len(dtypes) :] != dtypes:
                 raise Unsupported("an output", "it has another dtype once its ops are decomposed")
     return _program(exported, results[0])
-
-
-def _batch_norm(
-    input: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    momentum: float,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalised by the running statistics; and two empty tensors, as the op gives."""
-    shape = [1, -1] + [1] * (input.ndim - 2)
-    scale = torch.rsqrt(variance + eps)
-    scale = scale if weight is None else scale * weight
-    out = (input - mean.reshape(shape)) * scale.reshape(shape)
-    out = out if bias is None else out + bias.reshape(shape)
-    return out.to(input.dtype), mean.new_empty(0), mean.new_empty(0)
 
 
 def _ops(graph: torch.fx.Graph) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .base import custom_op
+from .base import HALVES, custom_op
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda x: x,
@@ -131,8 +131,12 @@ CODES = (
 def chain(
     operands: Sequence[torch.Tensor], instructions: Sequence[tuple[str, int, int, Any]], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Instructions ``(code, a, b, value)`` on operands that broadcast; values are numbered operands first."""
-    values = list(operands)
+    """Instructions ``(code, a, b, value)`` on operands that broadcast; values are numbered operands first.
+
+    Half types are computed in float32 and rounded once, as by the kernels: the casts that the program had are not among the
+    instructions.
+    """
+    values = [x.to(torch.float32) if x.dtype in HALVES else x for x in operands]
     for code, a, b, constant in instructions:
         if code in ("add", "sub", "mul", "div", "max", "min"):
             values.append(_CODES[code](values[a], values[b]))
