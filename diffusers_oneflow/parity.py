@@ -8,7 +8,6 @@ is OneFlow, or the backend that `judged.judging` names.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import warnings
@@ -89,6 +88,7 @@ def pipeline(
     if change is not None:
         reference = _copied(pipe, models(pipe).values())
         change(reference)
+    before = _dtypes(reference)
     try:
         calls, expected = recorded.record(reference, draw, fallbacks)
         found = models(reference)
@@ -98,7 +98,9 @@ def pipeline(
                 exact[path] = _expected(found[path], call.args, call.kwargs, path)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TorchFails(f"torch itself cannot run it: {type(error).__name__}: {error}") from error
-    left = [(module, recorded.dtypes_of(module)) for module in _modules(pipe)]
+    # Before the backend has touched it, or what it breaks would be torch's failure.
+    if _dtypes(reference) != before:
+        _require_another(draw, reference)
     judged.attach(pipe)
     try:
         if change is not None:
@@ -110,12 +112,7 @@ def pipeline(
         for path, call in calls.items():
             with recorded.in_dtypes(found[path], call.dtypes):
                 rows.append(_judge(found[path], path, exact[path]))
-        try:
-            images = _quietly(draw, pipe)
-        except Exception as error:
-            judged.detach(pipe)
-            _torch_again(draw, pipe, left, error)
-            raise
+        images = _quietly(draw, pipe)
         ran = judged.fallbacks(pipe)
         for path, part in fallbacks.items():
             _demand(found[path], path, part, ran.get(path, ""))
@@ -177,25 +174,16 @@ def _demand(module: torch.nn.Module, path: str, part: str, reasons: str) -> None
         raise ValueError(f"{path} was expected to run in torch ({part}), but {reasons or 'ran on OneFlow'}")
 
 
-def _modules(pipe: Any) -> list[torch.nn.Module]:
-    """All of a pipeline's models, with what of them never runs on the backend."""
-    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+def _require_another(draw: Callable[[Any], object], pipe: Any) -> None:
+    """Raise `TorchFails` where torch cannot run a pipeline again: one that casts its VAE up may forget to cast it down."""
+    try:
+        _quietly(draw, pipe)
+    except Exception as error:
+        raise TorchFails(f"torch itself cannot run it twice: {type(error).__name__}: {error}") from error
 
 
-def _torch_again(
-    draw: Callable[[Any], object], pipe: Any, left: Iterable[tuple[torch.nn.Module, recorded.Dtypes]], error: Exception
-) -> None:
-    """Raise `TorchFails` where torch cannot run a pipeline either in the dtypes in which its first run has left the models.
-
-    A pipeline that casts its VAE up may forget to cast it down again.
-    """
-    with contextlib.ExitStack() as as_left:
-        for module, dtypes in left:
-            as_left.enter_context(recorded.in_dtypes(module, dtypes))
-        try:
-            _quietly(draw, pipe)
-        except Exception as again:
-            raise TorchFails(f"torch itself cannot run it twice: {type(again).__name__}: {again}") from error
+def _dtypes(pipe: Any) -> list[recorded.Dtypes]:
+    return [recorded.dtypes_of(part) for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
 def _copied(value: Any, modules: Iterable[torch.nn.Module]) -> Any:

@@ -190,37 +190,32 @@ def test_what_fails_by_a_little_is_judged_by_other_calls(monkeypatch, share, jud
         assert len(given) == 32 and not any(torch.equal(x, other) for other in given)
 
 
-def fails_in_float16(pipe):
-    """Draws an image from latents in float16, as a pipeline does that has its models so."""
-    latents = torch.zeros(1, 4, 4, 4, dtype=torch.float16)
-    pipe.vae.post_quant_conv(latents)
+def casting(pipe):
+    """Draws with a VAE in float16, and leaves it in float32: a second run fails."""
+    pipe.vae.post_quant_conv(torch.zeros(1, 4, 4, 4, dtype=torch.float16))
+    pipe.vae.to(torch.float32)
     return np.zeros((1, 8, 8, 3), np.uint8)
 
 
 def test_a_pipeline_that_torch_can_run_once_is_not_judged(pipe):
-    """As one that casts its VAE up, and never down again."""
-
-    def draw(pipe):
-        made = fails_in_float16(pipe)
-        pipe.vae.to(torch.float32)
-        return made
-
     pipe.vae.half()
     with pytest.raises(parity.TorchFails, match="twice: RuntimeError"):
-        parity.pipeline(pipe, draw)
+        parity.pipeline(pipe, casting)
 
 
-def test_what_fails_on_the_backend_alone_says_so(pipe):
-    """Though the run that failed has left a model so that torch cannot use it."""
+@pytest.mark.parametrize("again", [False, True])
+def test_what_the_backend_breaks_is_not_torchs_failure(pipe, again):
+    """Though torch cannot run it either afterwards; and where a run leaves a model otherwise, but the next one can begin so."""
+    broken = []
 
     def draw(pipe):
-        made = fails_in_float16(pipe)
-        if OneFlowBackend.is_attached(pipe):
-            pipe.vae.to(torch.float32)
-            raise KeyError("planted")
-        return made
+        pipe.vae.to(torch.bfloat16 if again else torch.float32)
+        if broken or OneFlowBackend.is_attached(pipe):
+            broken.append("by the backend")
+            raise RuntimeError("planted")
+        return np.zeros((1, 8, 8, 3), np.uint8)
 
-    pipe.vae.half()
-    with pytest.raises(KeyError, match="planted"):
+    with pytest.raises(RuntimeError, match="planted") as raised:
         parity.pipeline(pipe, draw)
+    assert not isinstance(raised.value, parity.TorchFails) and len(broken) == 1
     assert not OneFlowBackend.is_attached(pipe)
