@@ -65,9 +65,57 @@ def joins(monkeypatch, module, x, columns=8, alone=0):
     return [s.kernel for s in graph.steps if "cat" in s.op or "norm" in s.op]
 
 
-def test_what_a_norm_joined_is_read_again(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_a_norm_joined_is_read_again(monkeypatch, n, dtype):
     torch.manual_seed(0)
-    assert joins(monkeypatch, Up(16, 8), torch.randn(2, 3, 6, 5)) == ["triton group norm, joined"]
+    made = joins(monkeypatch, Up(16, 8).to(dtype), torch.randn(n, 3, 16, 5).to(dtype))
+    assert made == ["triton group norm, joined"]
+
+
+class Nested(nn.Module):
+    """One tensor joined with itself, that with another, and both normed, the larger one twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.begin, self.end = nn.Conv2d(3, 8, 1), nn.Conv2d(40, 3, 1)
+        self.first, self.second, self.third = nn.GroupNorm(4, 16), nn.GroupNorm(8, 40), nn.GroupNorm(4, 40)
+
+    def forward(self, x):
+        h = self.begin(x)
+        twice = torch.cat([h, h], 1)
+        three = torch.cat([torch.cat([twice, h], 1), self.first(twice)], 1)
+        return self.end(self.second(three)) + self.end(self.third(three)), three
+
+
+def test_what_is_joined_again(monkeypatch):
+    torch.manual_seed(0)
+    made = joins(monkeypatch, Nested(), torch.randn(2, 3, 16, 5))
+    # What the first norm reads was read before.
+    assert sorted(made) == ["cat", "cat", "triton group norm", "triton group norm", "triton group norm, joined"]
+
+
+class Beside(nn.Module):
+    """Two images side by side, normed as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.end = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)
+        self.norm = nn.GroupNorm(4, 16)
+
+    def forward(self, x):
+        return (self.end(self.norm(torch.cat([self.left(x), self.right(x)], 3))),)
+
+
+class First(Up):
+    """Of what is joined, one image is normed."""
+
+    def __init__(self):
+        super().__init__(16, 8)
+
+    def forward(self, x):
+        joined = torch.cat([begin(x) for begin in self.begins], 1)
+        return self.conv(self.norm(joined[:1])), self.shortcut(joined)
 
 
 @pytest.mark.parametrize("module, alone", [
@@ -75,10 +123,13 @@ def test_what_a_norm_joined_is_read_again(monkeypatch):
     pytest.param(Up(12, 8), 0, id="a program would have channels of both"),
     pytest.param(Up(8, 8, 8), 0, id="of three"),
     pytest.param(Up(16, 8), 1 << 14, id="one launch"),
+    pytest.param(Up(16, 7, groups=1), 0, id="the norm would not be aligned"),
+    pytest.param(Beside(), 0, id="joined side by side"),
+    pytest.param(First(), 0, id="of the first image alone"),
 ])  # fmt: skip
 def test_others_join_before_their_norm(monkeypatch, module, alone):
     torch.manual_seed(0)
-    made = joins(monkeypatch, module, torch.randn(2, 3, 6, 5), alone=alone)
+    made = joins(monkeypatch, module, torch.randn(2, 3, 16, 5), alone=alone)
     assert sorted(made) == ["cat", "triton group norm"]
 
 

@@ -14,6 +14,7 @@ from .chains import Chain
 from .light import fits, power
 from .moves import Cat
 from .row_norms import row_norm
+from .strides import ALIGNED
 from .table import on_cuda
 
 # Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
@@ -57,7 +58,7 @@ def _joined(lowered: Lowered, x: Ref, how: "JoinedGroupNorm") -> tuple[Ref, Ref]
     made = x.source
     if not (isinstance(made, Step) and isinstance(made.run, Cat) and made.run.dim == len(x.shape) - 1) or x.views:
         return None
-    if len(made.args) != 2 or not all(part.like.is_contiguous() for part in made.args):
+    if len(made.args) != 2 or not all(part.like.is_contiguous() for part in made.args) or made.like.nbytes % ALIGNED:
         return None
     if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
         return None
@@ -151,7 +152,7 @@ class JoinedGroupNorm:
 
     def __init__(self, norm: GroupNorm) -> None:
         self._norm = norm
-        self.kind = (*norm.kind, "joined")
+        self.kind = norm.kind
 
     def fits(self, shape: Sequence[int], first: int) -> bool:
         """Whether it takes two launches anyway, in which no program has channels of both tensors, the first with so many."""

@@ -14,13 +14,11 @@ from ..lowering import Lowered
 from ..values import Ref, Step, refs
 from . import choice, cublaslt, gates, memory, merged, moves
 from .light import finish, fits, gated
-from .strides import collapsed
+from .strides import ALIGNED, collapsed
 from .table import on_cuda
 
 # Multiplications below which the library's favourite is taken: of the others some round before they add the bias.
 _SMALL = 1 << 22
-# Bytes: results that lie side by side must each begin where the libraries' kernels can read them.
-_ALIGNED = 256
 # Of what is joined: the sum is rounded after each of them.
 _MOST_PARTS = 3
 # Bytes: where rows begin anywhere the library rounds before it adds a bias.
@@ -141,7 +139,7 @@ def without_ends(lowered: Lowered, ref: Ref, columns: int) -> tuple[Ref | None, 
     _, _, bias, residual = made.args
     if bias is not None and bias.shape.numel() != columns:
         return None
-    if residual is None or not made.run.is_sum or ref.shape.numel() != made.like.numel() or made.like.nbytes % _ALIGNED:
+    if residual is None or not made.run.is_sum or ref.shape.numel() != made.like.numel() or made.like.nbytes % ALIGNED:
         return None
     if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
         return None

@@ -18,12 +18,10 @@ from ..values import Ref, Step, refs
 from . import norm_kernels, products, rotary
 from .chains import Chain, Instructions
 from .light import blocks, fits, power
-from .strides import Rows, Spread, collapsed, ordered
+from .strides import ALIGNED, Rows, Spread, collapsed, ordered
 
 # Numbers that one program has in hand where there are enough rows: for so many programs.
 _TILE, _BUSY = 1024, 1024
-# Bytes: results that lie side by side must each begin where the libraries' kernels can read them.
-_ALIGNED = 256
 _Maybe = torch.Tensor | None
 
 
@@ -252,7 +250,7 @@ def _gated(lowered: Lowered, ref: Ref, columns: int) -> tuple[Ref, Ref, Spread] 
     x, gate = (one, other) if one.shape == shape else (other, one)
     if any(r.shape != shape or not r.like.is_contiguous() for r in (x, residual)) or shape[-1] != columns:
         return None
-    if not ref.like.is_contiguous() or ref.shape.numel() != shape.numel() or made.like.nbytes % _ALIGNED:
+    if not ref.like.is_contiguous() or ref.shape.numel() != shape.numel() or made.like.nbytes % ALIGNED:
         return None
     if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
         return None

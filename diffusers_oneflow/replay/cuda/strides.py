@@ -7,6 +7,9 @@ import torch
 
 from ..values import Ref
 
+# Bytes: results that lie side by side must each begin where the libraries' kernels can read them.
+ALIGNED = 256
+
 
 def collapsed(sizes: Sequence[int], *strides: Sequence[int]) -> list[tuple[int, ...]]:
     """(size, stride...) of dimensions, outermost first; neighbours are taken together where they can be, and ones left out.
