@@ -34,7 +34,8 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> tuple[torch.T
     Torch's decomposition rounds the norm and the quotient too: 1.3 times the error of the encoder of Stable Audio's VAE in
     bfloat16.
     """
-    norm = torch.linalg.vector_norm(v, 2, [d for d in range(v.ndim) if d != dim], keepdim=True, dtype=_wide(v).dtype)
+    others = [d for d in range(v.ndim) if d != dim]  # none are all to vector_norm
+    norm = torch.linalg.vector_norm(v, 2, others, keepdim=True, dtype=_wide(v).dtype) if others else _wide(v).abs()
     made = (_wide(v) * (_wide(g) / norm)).to(v.dtype)
     return made, norm
 

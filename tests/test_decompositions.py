@@ -22,7 +22,7 @@ def near(made, torchs, exact):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "dim"), [((64, 32, 7), 0), ((64, 32, 7), 2), ((512, 9), 0), ((24, 8, 3, 3), 0)])
+@pytest.mark.parametrize(("shape", "dim"), [((64, 32, 7), 0), ((64,), 0), ((64, 32, 7), 2), ((512, 9), 0), ((24, 8, 3, 3), 0)])
 def test_weights_are_normed_as_by_torchs_kernel(shape, dim, dtype):
     sizes = [size if d == dim else 1 for d, size in enumerate(shape)]
     v, g = numbers(*shape, dtype=dtype, scale=3.0), numbers(*sizes, dtype=dtype, seed=1) + 4
