@@ -14,13 +14,13 @@ import torch
 
 from . import signature
 from .backend import models
+from .passes.base import HALVES
 
 # Numbers of the calls that errors are taken over, the given one first; and of those that judge what failed by a little. It was
 # picked by what is largest in the former, so these are others.
 CALLS, MORE_CALLS = range(8), range(8, 40)
 # Floats become up to so much smaller: far more than rounding, and no other inputs to a model.
 _SHRINKS = 1 / 64
-_HALVES = (torch.float16, torch.bfloat16)
 # Fewer tokens than these are no prompt.
 _FEW = 3
 
@@ -89,7 +89,7 @@ def rounded(pipe: Any, seed: int) -> Iterator[None]:
     noise = torch.Generator().manual_seed(seed)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dtype not in _HALVES:
+        if tensor.dtype not in HALVES:
             return tensor
         bits = tensor.contiguous().view(torch.int16)
         up = 2 * torch.randint(2, tensor.shape, generator=noise, dtype=torch.int16).to(tensor.device) - 1
