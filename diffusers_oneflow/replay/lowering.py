@@ -144,6 +144,10 @@ class Lowered:
         self.steps.append(made)
         return Ref(made, made.like)
 
+    def is_read(self, step: Step) -> bool:
+        """Whether a step that is there already reads its result."""
+        return any(read.source is step for other in self.steps[step.number + 1 :] for read in refs(other.args))
+
     def replace(self, node: torch.fx.Node, ref: Ref) -> None:
         """From now on `node`, and all views of the same result, are views of `ref`, which has as many numbers."""
         made = self.value(node).source

@@ -1,7 +1,5 @@
 """Row norms and what is computed with them, by Triton's interpreter (TRITON_INTERPRET=1), run by test_triton.py."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -13,22 +11,13 @@ from diffusers_oneflow.replay.layout import Layout
 from diffusers_oneflow.replay.values import Ref, meta
 
 from .test_graph import error, graph_of
-from .triton_cases import DTYPES, SENTINEL, close, numbers
+from .triton_cases import DTYPES, close, filled, numbers
 from .triton_graphs import Interpreted
 
 
 def turned(x):
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([-b, a], -1).flatten(-2)
-
-
-def run(norm, shape, dtype, *args):
-    """What a norm makes, in the middle of memory that must stay as it was."""
-    padded = torch.full((math.prod(shape) + 64,), SENTINEL, dtype=dtype)
-    out = padded[32:-32].view(shape)
-    norm(out, *args)
-    assert (padded[:32] == SENTINEL).all() and (padded[-32:] == SENTINEL).all()
-    return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,7 +32,7 @@ def test_a_modulation_of_each_image(monkeypatch, columns, busy, rows, rms, gated
     scale, shift, gate = numbers(b, 6 * columns, dtype=dtype, seed=2).chunk(6, 1)[1:4]
     norm = RowNorm(None, b * rows, columns, 1e-6, rms, Rows.dense(3, columns), rows, b, 1.0)
     shape = (2, *x.shape) if gated else x.shape
-    made = run(norm, shape, dtype, x, None, *((residual, gate) if gated else (None, None)), None, None, scale, shift)
+    made = filled(norm, shape, dtype, x, None, *((residual, gate) if gated else (None, None)), None, None, scale, shift)
     x, residual, scale, shift, gate = (t.double() for t in (x, residual, scale, shift, gate))
     total = residual + gate[:, None] * x if gated else x
     normed = nn.functional.rms_norm(total, [columns], None, 1e-6) if rms else nn.functional.layer_norm(total, [columns], eps=1e-6)
@@ -67,7 +56,7 @@ def test_a_rotation_of_normed_heads(columns, dtype):
     source = Rows.of(x)
     assert source.order == (0, 2, 1, 3)
     norm = RowNorm(None, b * n * heads, columns, 1e-6, True, source, heads, n, 0.0, True)
-    made = run(norm, (b, n, heads, columns), dtype, x, None, None, None, weight, None, cos, sin).transpose(1, 2)
+    made = filled(norm, (b, n, heads, columns), dtype, x, None, None, None, weight, None, cos, sin).transpose(1, 2)
     normed = nn.functional.rms_norm(x.double(), [columns], weight.double(), 1e-6)
     close(made, normed * cos.double() + turned(normed) * sin.double(), dtype)
 
@@ -85,7 +74,7 @@ def test_norms_that_write_side_by_side(b, sizes, heads):
         norms.append(RowNorm(None, b * n * heads, columns, 1e-6, True, Rows.of(x), heads, n, 0.0, True))
         given.append((x, None, None, None, weight, None, cos[start : start + n], sin[start : start + n]))
         start += n
-    made = run(Joined(tuple(norms), sizes, 1), (b, 7, heads, columns), torch.float32, *given)
+    made = filled(Joined(tuple(norms), sizes, 1), (b, 7, heads, columns), torch.float32, *given)
     both = [nn.functional.rms_norm(x.double(), [columns], w.double(), 1e-6) for x, w in zip(xs, weights)]
     normed = torch.cat(both, 1)
     close(made, normed * cos[:, None].double() + turned(normed) * sin[:, None].double(), torch.float32)

@@ -43,20 +43,25 @@ class Node:
         self.meta = {"val": torch.empty(tuple(shape), dtype=dtype, device="meta")}
 
 
+def filled(compute, shape, dtype, *args):
+    """What ``compute(out, *args)`` makes, in the middle of memory that must stay as it was."""
+    padded = torch.full((math.prod(shape) + 64,), SENTINEL, dtype=dtype)
+    out = padded[32:-32].view(shape)
+    compute(out, *args)
+    assert (padded[:32] == SENTINEL).all() and (padded[-32:] == SENTINEL).all()
+    return out
+
+
 def run(lowering, shape, dtype, *args):
-    """What a lowering's step makes, in the middle of memory that must stay as it was."""
+    """What a lowering's step makes."""
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     given = tree_map_only(torch.Tensor, lambda a: Ref(a, meta(a)), list(args))
     recorder = Recorder()
     lowering(recorder, Node(shape, dtype), *given)
     assert len(recorder.steps) == 1 and recorder.steps[0].kernel.startswith(("triton", "torch where"))
     step = recorder.steps[0]
-    padded = torch.full((math.prod(shape) + 64,), SENTINEL, dtype=dtype)
-    out = padded[32:-32].view(shape)
-    step.run(out, *(r.of(r.source) if isinstance(r, Ref) else r for r in step.args))
-    assert (padded[:32] == SENTINEL).all() and (padded[-32:] == SENTINEL).all()
     assert tensors
-    return out
+    return filled(step.run, shape, dtype, *(r.of(r.source) if isinstance(r, Ref) else r for r in step.args))
 
 
 def tiles_of(shape, groups):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..lowering import Lowered
-from ..values import Ref, Step, refs
+from ..values import Ref, Step
 from . import norm_kernels
 from .chains import Chain
 from .light import fits, power
@@ -60,7 +60,7 @@ def _joined(lowered: Lowered, x: Ref, how: "JoinedGroupNorm") -> tuple[Ref, Ref]
         return None
     if len(made.args) != 2 or not all(part.like.is_contiguous() for part in made.args) or made.like.nbytes % ALIGNED:
         return None
-    if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
+    if lowered.is_read(made):
         return None
     first, second = made.args
     return (first, second) if how.fits(x.shape, first.shape[-1]) else None

@@ -11,7 +11,7 @@ import torch
 from ...capture import op_name
 from ...passes.channels_last import arguments
 from ..lowering import Lowered
-from ..values import Ref, Step, refs
+from ..values import Ref, Step
 from . import choice, cublaslt, gates, memory, merged, moves
 from .light import finish, fits, gated
 from .strides import ALIGNED, collapsed
@@ -141,7 +141,7 @@ def without_ends(lowered: Lowered, ref: Ref, columns: int) -> tuple[Ref | None, 
         return None
     if residual is None or not made.run.is_sum or ref.shape.numel() != made.like.numel() or made.like.nbytes % ALIGNED:
         return None
-    if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
+    if lowered.is_read(made):
         return None
     made.run, made.args = made.run.bare(), (*made.args[:2], None, None)
     return bias, residual

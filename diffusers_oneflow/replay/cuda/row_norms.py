@@ -14,7 +14,7 @@ import torch
 from ...capture import op_name
 from ...passes.channels_last import arguments
 from ..lowering import Lowered
-from ..values import Ref, Step, refs
+from ..values import Ref, Step
 from . import norm_kernels, products, rotary
 from .chains import Chain, Instructions
 from .light import blocks, fits, power
@@ -252,7 +252,7 @@ def _gated(lowered: Lowered, ref: Ref, columns: int) -> tuple[Ref, Ref, Spread] 
         return None
     if not ref.like.is_contiguous() or ref.shape.numel() != shape.numel() or made.like.nbytes % ALIGNED:
         return None
-    if any(read.source is made for step in lowered.steps[made.number + 1 :] for read in refs(step.args)):
+    if lowered.is_read(made):
         return None
     spread = Spread.of(gate, shape, range(len(shape)))
     return None if spread is None else (x, residual, spread)
