@@ -40,12 +40,12 @@ class Cuda(Plain):
 
         def load() -> None:
             with contextlib.suppress(Exception):  # it fails again where it is needed, and says so
-                from .cuda import flash, gates, memsets
+                from .cuda import flash, memsets, quack
 
                 with torch.cuda.device(self.torch):
                     memsets.load()
                 flash.usable(self.torch)
-                gates.usable(self.torch)
+                quack.usable(self.torch)
 
         if not self._awake:
             self._awake = True
@@ -188,7 +188,7 @@ def refusal(device: torch.device, config: OneFlowConfig) -> str | None:
 
 def libraries() -> str:
     """What computes on an NVIDIA GPU here, and in whose place torch's own ops do."""
-    from .cuda import cublaslt, cudnn, flash, gates
+    from .cuda import cublaslt, cudnn, flash, quack
 
     found = []
     for name, load, instead in (
@@ -200,6 +200,6 @@ def libraries() -> str:
             found.append(name)
         except (OSError, TypeError):  # not there, or a torch without it
             found.append(f"{instead} ({name} does not load)")
-    more = {"flash attention 4": flash, "quack's gated products": gates}
+    more = {"flash attention 4": flash, "quack's products": quack}
     there = [name for name, module in more.items() if module.usable(torch.device("cuda"))]
     return ", ".join([*found, "torch's attention", *there, "Triton"])

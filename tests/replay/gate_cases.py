@@ -1,58 +1,20 @@
 """Cases of products that are gated in one kernel, for Triton's interpreter (TRITON_INTERPRET=1), run by test_triton.py.
 
-The kernel is quack's, which needs a GPU: what stands for it computes the same from the same arguments.
+The kernel is quack's, and what stands for it is in conftest.py.
 """
 
 import sys
-import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusers_oneflow.replay.cuda import flash, gates
+from diffusers_oneflow.replay.cuda import gates, quack
 
 from .test_graph import graph_of
 from .triton_cases import numbers
 from .triton_graphs import Interpreted, check
-
-
-@pytest.fixture
-def quack(monkeypatch):
-    """A package as far as it is asked for, on a GPU of the right kind; the configurations that it was called with."""
-    configs, gate_fn_map = [], {}
-
-    def linear_act_mod(name, *, gated, has_c, has_rowvec, has_colvec):
-        assert gated and not has_c and not has_colvec
-
-        def run(a, b, c, *, out, store_d, config, tuned, concat_layout, mRowVecBroadcast=None):
-            assert c is None and not store_d and not tuned and has_rowvec == (mRowVecBroadcast is not None)
-            assert concat_layout == ("B", "mRowVecBroadcast")[: 1 + has_rowvec]
-            configs.append(config)
-            made = a.float() @ b.float()
-            if has_rowvec:
-                assert mRowVecBroadcast.dtype == torch.float32 and mRowVecBroadcast.shape == (1, b.shape[1])
-                made += mRowVecBroadcast
-            out["mAuxOut"].copy_(gate_fn_map[name](*made.chunk(2, -1)))
-
-        return run
-
-    of = {
-        "quack.activation": {"gate_fn_map": gate_fn_map, "gelu_erf": F.gelu, "silu": F.silu},
-        "quack.epilogue.library": {"linear_act_mod": linear_act_mod},
-        "quack.gemm_config": {"GemmConfig": lambda **how: tuple(how.items())},
-    }
-    for name in ("quack", "quack.epilogue", *of):
-        module = types.ModuleType(name)
-        vars(module).update(of.get(name, {}))
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(flash, "is_tried", lambda device: True)
-    monkeypatch.setattr(flash, "LEAST", 2.0 * 64 * 16 * 128)
-    monkeypatch.setattr(gates, "_failed", set())
-    gates._epilogue.cache_clear()
-    yield configs
-    gates._epilogue.cache_clear()
 
 
 class Product:
@@ -66,10 +28,10 @@ class Product:
         out.copy_(F.linear(x, weight, self.bias))
 
 
-@pytest.mark.parametrize("act", gates._ACTS)
+@pytest.mark.parametrize("act", quack.ACTS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_all_ways_compute_the_same(quack, act, bias, dtype, monkeypatch):
+def test_all_ways_compute_the_same(package, act, bias, dtype, monkeypatch):
     x, weight = numbers(2, 32, 16, dtype=dtype), numbers(128, 16, dtype=dtype, seed=1, scale=0.3)
     given = numbers(128, dtype=dtype, seed=2) if bias else None
     out = torch.full((2, 32, 64), 77.0, dtype=dtype)
@@ -82,7 +44,7 @@ def test_all_ways_compute_the_same(quack, act, bias, dtype, monkeypatch):
         # By itself a product rounds its halves.
         assert ((out.double() - expected).norm() / expected.norm()).item() < 2 * torch.finfo(dtype).eps
     names = ["quack", "quack", "cublasLt, triton gated", "cublas, triton gated"]
-    assert [name for _, name in ways] == names and len(set(quack)) == 2
+    assert [name for _, name in ways] == names and len(set(package)) == 2
 
 
 class Feed(nn.Module):
@@ -102,7 +64,7 @@ def kernels_of(graph):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_gated_layer_is_one_step(quack, bias):
+def test_a_gated_layer_is_one_step(package, bias):
     torch.manual_seed(0)
     module, x = Feed(bias=bias).eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16)
     graph = graph_of(module, x, device=Interpreted())
@@ -118,22 +80,14 @@ def test_a_gated_layer_is_one_step(quack, bias):
     check(graph, module, x)
 
 
-def test_what_quack_cannot_compile_is_said_once_and_not_tried_again(quack, monkeypatch):
+def test_what_quack_cannot_compile_is_said_once_and_not_tried_again(package, monkeypatch):
     x, weight, out = (torch.zeros(n, 16, dtype=torch.bfloat16) for n in (64, 128, 64))
-    gates._epilogue.cache_clear()
+    quack.epilogue.cache_clear()
     monkeypatch.setattr(sys.modules["quack.epilogue.library"], "linear_act_mod", lambda *args, **kwargs: None)
     with pytest.warns(UserWarning, match="quack-kernels cannot compute a gated layer"):
         gates.Ways("gelu").prepare(out, x, weight, None, None)
     graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
     assert "triton gated" in kernels_of(graph)
-
-
-@pytest.mark.parametrize("fault", ["gelu_erf", "linear_act_mod"])
-def test_another_version_of_quack_is_none(quack, monkeypatch, fault):
-    module = sys.modules["quack.activation" if fault == "gelu_erf" else "quack.epilogue.library"]
-    monkeypatch.delattr(module, fault)
-    gates._epilogue.cache_clear()
-    assert not gates.usable(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -144,14 +98,14 @@ def test_another_version_of_quack_is_none(quack, monkeypatch, fault):
         pytest.param(Feed(136 - 8 - 4), torch.bfloat16, 64, id="halves that begin anywhere"),
     ],
 )
-def test_others_are_two(quack, module, dtype, rows):
+def test_others_are_two(package, module, dtype, rows):
     x = torch.randn(2, rows, 16, dtype=dtype)
     graph = graph_of(module.eval().to(dtype), x, device=Interpreted())
     assert "quack" not in {s.kernel for s in graph.steps} and "triton gated" in kernels_of(graph)
 
 
-def test_where_quack_is_not_installed_there_are_two(quack, monkeypatch):
+def test_where_quack_is_not_installed_there_are_two(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "quack.epilogue.library", None)
-    gates._epilogue.cache_clear()
+    quack.epilogue.cache_clear()
     graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
-    assert "triton gated" in kernels_of(graph) and not gates.usable(torch.device("cuda"))
+    assert "triton gated" in kernels_of(graph) and not quack.usable(torch.device("cuda"))

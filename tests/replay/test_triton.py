@@ -33,6 +33,7 @@ def test_the_kernels_are_right_in_the_interpreter():
                 "row_norm_cases",
                 "upsampling_cases",
                 "gate_cases",
+                "quack_cases",
             )
         ),
     ]

@@ -23,6 +23,12 @@ def fits(*tensors: Ref | None) -> bool:
     return all(t is None or t.dtype in _FLOATS for t in tensors)
 
 
+@functools.cache
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it still runs, and wait for its results by itself (from Hopper on)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def blocks(size: int, block: int) -> tuple[int]:
     """The grid of programs that do `block` numbers each."""
     return (-(-size // block),)

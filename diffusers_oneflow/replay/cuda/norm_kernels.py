@@ -177,7 +177,7 @@ def row_norm_kernel(
     rows, columns, apart, eps, span, jump, step, per, period, gates, factors, addends, one, inner, gap,
     RMS: tl.constexpr, SUMS: tl.constexpr, HAS_PLUS: tl.constexpr, GATED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr, TURNS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Layer norm or RMS norm of `rows` rows of `columns` numbers; then ``* (factor + one) + addend``.
 
@@ -186,7 +186,10 @@ def row_norm_kernel(
     SUMS: of ``x + plus + residual``, or with a gate of ``x * gate + residual``; plus (columns,), residual dense. The sum is the
     first of two dense results then, which lie so far `apart`.
     TURNS: what is added is the addend times the pairs of the norm turned, as `rotary` has it.
+    EARLY: the next kernel may start, and wait for this one's results by itself: quack's products do.
     """
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     own, there = column < columns, row < rows

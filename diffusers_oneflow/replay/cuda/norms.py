@@ -11,7 +11,7 @@ from ..lowering import Lowered
 from ..values import Ref, Step
 from . import norm_kernels
 from .chains import Chain
-from .light import fits, power
+from .light import fits, power, starts_early
 from .moves import Cat
 from .row_norms import row_norm
 from .strides import ALIGNED
@@ -131,7 +131,7 @@ class GroupNorm:
         """
         n, channels, group, positions = x.shape[0], x.shape[-1], x.shape[-1] // self._groups, math.prod(x.shape[1:-1])
         partial = torch.empty((n, tiles.splits, 2, channels), dtype=torch.float32, device=x.device)
-        early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+        early = starts_early(x.device)
         waits = {"launch_pdl": True} if early else {}
         grid, once = (tiles.splits, -(-channels // tiles.columns), n), tiles.chunk <= tiles.rows
         first, second = (x, x) if parts is None else parts

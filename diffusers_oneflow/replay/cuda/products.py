@@ -12,7 +12,7 @@ from ...capture import op_name
 from ...passes.channels_last import arguments
 from ..lowering import Lowered
 from ..values import Ref, Step
-from . import choice, cublaslt, gates, memory, merged, moves
+from . import choice, cublaslt, gates, memory, merged, moves, quack
 from .light import finish, fits, gated
 from .strides import ALIGNED, collapsed
 from .table import on_cuda
@@ -155,9 +155,20 @@ class Ways(choice.Ways):
         act, act_first: what follows, as in `product`.
     """
 
+    # Quack's compiler is not for several threads; the library has nothing to compile.
+    prepared_here = True
+
     def __init__(self, rows: int, k: int, columns: int, act: str, act_first: bool) -> None:
         super().__init__()
         self._shape, self._act, self._act_first = (rows, k, columns), act, act_first
+
+    def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+        """Compile what will be measured."""
+        matrices = _matrices(x)
+        assert matrices is not None  # `product` has seen to it
+        args = (out.view(*matrices.shape[:2], -1), matrices, weight, bias, residual)
+        for way, _ in self._quacks(*args):
+            way(*args)
 
     def __call__(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         """Fill `out` (..., columns) from x (..., k), whose rows may lie apart, as those of the weight."""
@@ -194,8 +205,13 @@ class Ways(choice.Ways):
                 many = 1 if math.prod(self._shape) <= _SMALL else len(library.algorithms)
                 for number in range(many):
                     ways.append((self._by_library(functools.partial(library, number), whole), "cublasLt"))
-        ways.append((self._in_torch, "cublas"))
-        return ways
+        return [*ways[:1], *self._quacks(out, x, weight, bias, residual), *ways[1:], (self._in_torch, "cublas")]
+
+    def _quacks(
+        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
+    ) -> list[choice.Way]:
+        bare = bias is None and residual is None and self._act == "none"
+        return [(_by_quack, "quack")] if bare and len(x) == 1 and quack.suits(x[0], weight) else []
 
     def _by_library(self, multiply: Callable[..., None], whole: bool) -> Callable[..., None]:
         """With the ends in its kernel, or in a pass after it."""
@@ -218,3 +234,7 @@ class Ways(choice.Ways):
     def _finish(self, out: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         if bias is not None or residual is not None or self._act != "none":
             finish(out, out, bias, residual, self._act, self._act_first)
+
+
+def _by_quack(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
+    quack.multiply(0, "none", out[0], x[0], weight)

@@ -17,7 +17,7 @@ from ..lowering import Lowered
 from ..values import Ref, Step
 from . import norm_kernels, products, rotary
 from .chains import Chain, Instructions
-from .light import blocks, fits, power
+from .light import blocks, fits, power, starts_early
 from .strides import ALIGNED, Rows, Spread, collapsed, ordered
 
 # Numbers that one program has in hand where there are enough rows: for so many programs.
@@ -78,7 +78,8 @@ class RowNorm:
             self.rows, self.columns, self.rows * self.columns, self.eps, self.source.span, self.source.jump, self.source.step,
             self.per, self.period, *(0 if t is None or len(t) == 1 else t.stride(0) for t in (gate, factor, addend)), self.one,
             inner, gap, self.rms, residual is not None, plus is not None, gate is not None, weight is not None,
-            bias is not None, factor is not None, addend is not None, self.turns, many, block, num_warps=warps,
+            bias is not None, factor is not None, addend is not None, self.turns, many, block, starts_early(x.device),
+            num_warps=warps,
         )  # fmt: skip
 
     def absorb(
