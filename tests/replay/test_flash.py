@@ -2,12 +2,13 @@
 
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusers_oneflow.replay.cuda import attention, flash
+from diffusers_oneflow.replay.cuda import attention, flash, quack
 
 
 @pytest.fixture
@@ -84,3 +85,27 @@ def test_smaller_ones_take_it_where_there_is_a_large_one_of_that_size(installed)
     assert not flash.fits(*asked(1024, 77, width=40), None, False)
     assert not flash.fits(*asked(512, 512), None, True)
     assert not flash.fits(*asked(1024, 77, dtype=torch.bfloat16), None, False)
+
+
+def test_it_and_quack_are_not_imported_at_the_same_time(tmp_path, monkeypatch):
+    """They import each other's parts: half done, either is taken for broken."""
+    (tmp_path / "imports.py").write_text("busy, most = 0, 0\n")
+    slow = "import time, imports\nimports.busy += 1\nimports.most = max(imports.most, imports.busy)\n"
+    slow += "time.sleep(0.2)\nimports.busy -= 1\nflash_attn_func = linear_act_mod = lambda *args, **ends: args\n"
+    for name in ("flash_attn/cute.py", "quack/epilogue/library.py", "quack/activation.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(slow)
+    monkeypatch.syspath_prepend(tmp_path)
+    flash.function.cache_clear()
+    quack.epilogue.cache_clear()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.submit(flash.function), pool.submit(quack.epilogue, "none", False)
+            assert callable(first.result()) and second.result() == (None,)
+        assert sys.modules["imports"].most == 1
+    finally:
+        flash.function.cache_clear()
+        quack.epilogue.cache_clear()
+        for name in [n for n in sys.modules if n.split(".")[0] in ("imports", "flash_attn", "quack")]:
+            del sys.modules[name]

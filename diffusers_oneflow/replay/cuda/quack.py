@@ -33,11 +33,12 @@ failed: set[str] = set()
 def epilogue(act: str, bias: bool) -> Any:
     """What multiplies, and gates but for "none"; None where quack does not import."""
     try:
-        library = importlib.import_module("quack.epilogue.library")
+        with flash.IMPORTING:
+            library = importlib.import_module("quack.epilogue.library")
+            activation = importlib.import_module("quack.activation")
         ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
         if act == "none":
             return library.linear_act_mod(None, gated=False, **ends)
-        activation = importlib.import_module("quack.activation")
         function = getattr(activation, ACTS[act])
 
         def gated(a: Any, b: Any) -> Any:
