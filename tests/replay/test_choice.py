@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from diffusers_oneflow.replay.cuda import choice, kept, whole
+from diffusers_oneflow.replay.cuda import choice, kept
 
 GPU = torch.device("cuda", 0)
 
@@ -80,7 +80,6 @@ def file(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "_file", lambda device: path)
     monkeypatch.setattr(choice, "_event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
-    monkeypatch.setattr(whole, "_now", lambda: Clock.now / 1e3)
     kept.known.cache_clear()
     yield path
     kept.known.cache_clear()
@@ -250,72 +249,3 @@ def test_a_way_that_had_no_room_is_tried_again_by_the_next_step():
         for step in steps:
             step(out)
     assert [list(step.able) for step in steps] == [[1], [0, 1]]
-
-
-class Rest:
-    """All else in a graph, which takes the longer the more power each step wants: so many milliseconds for its ways."""
-
-    def __init__(self, step, *takes):
-        self.step, self.takes = step, takes
-
-    def __call__(self, out):
-        number = self.step.number
-        Graph.doing.append(lambda: setattr(Clock, "now", Clock.now + self.takes[number]))
-
-
-def of_whole(step, *others):
-    out, made = torch.zeros(4), []
-    with choice.measuring(0) as session:
-        step(out)
-        session.settle(lambda: made.append(0) or Graph([step, *others], out).replay)
-    return int(step.name.removeprefix("way ")), len(made)
-
-
-def test_what_is_nearly_as_fast_is_taken_where_the_whole_graph_is_faster_for_it():
-    step = Step(20.0, 20.5, 21.0, 30.0)
-    assert of_whole(step, Rest(step, 9.0, 8.0, 5.0, 0.0)) == (2, 4 + 3)
-    assert list(kept.known(0).values()) == [2] and step.able == {}
-
-
-def test_chance_does_not_count():
-    step = Step(20.0, 20.5, 21.0)
-    assert of_whole(step, Rest(step, 9.0, 8.49, 8.0)) == (0, 3 + 3)
-
-
-def test_short_graphs_are_left_as_they_are():
-    step = Step(2.0, 2.05)
-    assert of_whole(step, Rest(step, 9.0, 0.0)) == (0, 2)
-
-
-def test_no_more_is_tried_when_its_time_is_over(monkeypatch):
-    monkeypatch.setattr(whole, "SECONDS", 0.0)
-    step = Step(20.0, 20.5)
-    assert of_whole(step, Rest(step, 9.0, 0.0)) == (0, 2 + 1)
-
-
-def test_where_there_is_no_room_for_another_graph_what_was_measured_stays():
-    class Short(Graph):
-        made = 0
-
-        def __init__(self, steps, out):
-            Short.made += 1
-            if Short.made == 4:
-                raise torch.OutOfMemoryError("no room")
-            super().__init__(steps, out)
-
-    step, out = Step(20.0, 20.5), torch.zeros(4)
-    with choice.measuring(0) as session:
-        step(out)
-        session.settle(lambda: Short([step, Rest(step, 9.0, 0.0)], out).replay)
-    assert step.number == 0 and Short.made == 4
-
-
-def test_a_way_that_one_step_of_a_kind_cannot_do_is_not_tried():
-    out = torch.zeros(4)
-    steps = [Step(20.0, 20.5), Step(20.0, 20.5, fails_in_graphs=(1,))]
-    with choice.measuring(0) as session:
-        for step in steps:
-            step(out)
-        steps[1].able.pop(1)
-        session.settle(lambda: Graph([*steps, Rest(steps[0], 9.0, 0.0)], out).replay)
-    assert [step.number for step in steps] == [0, 0]

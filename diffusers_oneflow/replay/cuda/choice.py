@@ -1,7 +1,6 @@
 """Choosing between kernels by measuring them inside the graph that they are for: with its memory, its caches and its power."""
 
 import contextlib
-import functools
 import math
 import time
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import kept, whole
+from . import kept
 
 Way = tuple[Callable[..., Any], str]
 # After so many seconds no other graph is measured; what has not been by then is out.
@@ -218,9 +217,7 @@ class Measuring:
         for step in self.pending:
             times = {n: t for n, t in took[step.key].items() if n in step.able}
             step.take(min(times, key=times.__getitem__) if times else min(step.able))
-        whole.refine(self.pending, took, record, functools.partial(torch.cuda.synchronize, self._device))
-        for step in self.pending:
-            if took[step.key].keys() >= step.able.keys():  # else another process may have more time
+            if times.keys() == step.able.keys():  # else another process may have more time
                 found[step.key] = step.number
             step.able = {}
         self.pending = []
