@@ -49,6 +49,7 @@ def test_it_is_one_of_the_ways_of_a_large_product(package, dtype):
         pytest.param(64, 16, 128, "act", id="act"),
         pytest.param(64, 16, 128, "apart", id="rows that lie apart"),
         pytest.param(64, 16, 128, "batch", id="several matrices"),
+        pytest.param(64, 16, 128, "off", id="a weight that begins anywhere"),
     ],
 )
 def test_others_are_the_librarys(package, rows, k, columns, kind):
@@ -56,7 +57,8 @@ def test_others_are_the_librarys(package, rows, k, columns, kind):
     x = numbers(2 if kind == "batch" else 1, rows, 2 * k if kind == "apart" else k, dtype=dtype)[..., :k]
     bias = numbers(columns, dtype=dtype) if kind == "bias" else None
     residual = numbers(1, rows, columns, dtype=dtype) if kind == "residual" else None
-    _, _, found = ways_of(x, numbers(columns, k, dtype=dtype), bias, residual, "relu" if kind == "act" else "none")
+    weight = numbers(columns * k + 1, dtype=dtype)[int(kind == "off") :][: columns * k].view(columns, k)
+    _, _, found = ways_of(x, weight, bias, residual, "relu" if kind == "act" else "none")
     assert [name for _, name in found] == ["cublas"]
 
 

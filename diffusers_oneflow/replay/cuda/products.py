@@ -211,7 +211,7 @@ class Ways(choice.Ways):
         self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe
     ) -> list[choice.Way]:
         bare = bias is None and residual is None and self._act == "none"
-        return [(_by_quack, "quack")] if bare and len(x) == 1 and quack.suits(x[0], weight) else []
+        return [(_by_quack, "quack")] if bare and len(x) == 1 and quack.suits(out[0], x[0], weight) else []
 
     def _by_library(self, multiply: Callable[..., None], whole: bool) -> Callable[..., None]:
         """With the ends in its kernel, or in a pass after it."""

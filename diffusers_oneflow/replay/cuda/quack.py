@@ -56,10 +56,10 @@ def usable(device: torch.device) -> bool:
     return flash.is_tried(device) and epilogue("gelu", True) is not None
 
 
-def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it computes ``x @ weight.T`` of matrices (rows, k) and (columns, k) here, and may gain by it."""
     half = x.dtype in HALVES and weight.dtype == x.dtype
-    dense = x.is_contiguous() and weight.is_contiguous()
+    dense = all(t.is_contiguous() and t.data_ptr() % (STEP * t.itemsize) == 0 for t in (out, x, weight))
     large = 2.0 * x.numel() * len(weight) >= _PART * flash.LEAST
     if not (half and dense and large) or x.shape[1] % STEP or len(weight) % STEP or "none" in failed:
         return False
