@@ -38,13 +38,16 @@ def test_all_ways_compute_the_same(package, act, bias, dtype, monkeypatch):
     a, b = F.linear(x.double(), weight.double(), None if given is None else given.double()).chunk(2, -1)
     expected = a * (F.gelu(b) if act == "gelu" else F.silu(b))
     monkeypatch.setattr(gates.cublaslt, "Product", Product)
-    ways = gates.Ways(act)._ways()
+    args = (out, x, weight, given, None if given is None else given.float())
+    ways = gates.Ways(act)._ways(*args)
     for run, _ in ways:
-        run(out.fill_(77.0), x, weight, given, None if given is None else given.float())
+        run(out.fill_(77.0), *args[1:])
         # By itself a product rounds its halves.
         assert ((out.double() - expected).norm() / expected.norm()).item() < 2 * torch.finfo(dtype).eps
     names = ["quack", "quack", "cublasLt, triton gated", "cublas, triton gated"]
     assert [name for _, name in ways] == names and len(set(package)) == 2
+    off = numbers(1 + weight.numel(), dtype=dtype)[1:].view(weight.shape)
+    assert [name for _, name in gates.Ways(act)._ways(*args[:2], off, *args[3:])] == names[2:]
 
 
 class Feed(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusers_oneflow.replay.cuda import products, quack
+from diffusers_oneflow.replay.cuda import choice, products, quack
 
 from .test_graph import graph_of
 from .triton_cases import numbers
@@ -76,7 +76,7 @@ def test_what_it_cannot_compile_is_said_once_and_not_tried_again(package, monkey
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(16, 128, bias=False), nn.Linear(128, 16, bias=False)
+        self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
 
     def forward(self, x):
         return (self.second(torch.relu(self.first(x))),)
@@ -84,13 +84,21 @@ class Two(nn.Module):
 
 def test_what_prepares_a_graph_compiles_it(package):
     torch.manual_seed(0)
-    module, x = Two().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16)
+    module, x = Two().eval().to(torch.bfloat16), torch.randn(2, 32, 64, dtype=torch.bfloat16)
     graph = graph_of(module, x, device=Interpreted())
     _, here, _ = graph._preparations()
     for prepare in here:
         prepare()
-    assert len(package) == 1  # the first ends in an activation
+    assert len(package) == 1  # the first, of the same shape, ends in an activation
     check(graph, module, x)
+
+
+def test_it_is_said_while_ways_are_tried_too(package, monkeypatch):
+    monkeypatch.setattr(sys.modules["quack.epilogue.library"], "linear_act_mod", lambda *args, **kwargs: int)
+    quack.epilogue.cache_clear()
+    _, args, found = ways_of(numbers(1, 64, 16, dtype=torch.bfloat16), numbers(128, 16, dtype=torch.bfloat16))
+    with pytest.warns(UserWarning, match="quack-kernels cannot compute a product here"):
+        assert isinstance(choice._error(found[0], args), TypeError)
 
 
 @pytest.mark.parametrize("fault", ["gelu_erf", "linear_act_mod"])

@@ -249,3 +249,26 @@ def test_a_way_that_had_no_room_is_tried_again_by_the_next_step():
         for step in steps:
             step(out)
     assert [list(step.able) for step in steps] == [[1], [0, 1]]
+
+
+def test_what_is_kept_is_of_one_version_of_each_package(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(kept, "directory", lambda: tmp_path)
+    there = {"triton": "3.6.0"}
+
+    def file():
+        kept._file.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(kept, "_version", there.get)
+            return kept._file(0)
+
+    try:
+        first = file()
+        assert file() == first and kept._version("pytest") == pytest.__version__ and kept._version("no-such-package") is None
+        there["quack-kernels"] = "0.6.4"
+        second = file()
+        there["quack-kernels"] = "0.6.5"
+        assert len({first, second, file()}) == 3
+    finally:
+        kept._file.cache_clear()

@@ -21,6 +21,8 @@ _RUNS, _SLOW = 3, 0.3
 _OFF = 0.05
 # What no kernel makes of integers.
 _NO_RESULT = 111
+# Whose warnings are heard while ways are tried: the libraries' compilers have much to say.
+_OURS = __name__.split(".")[0]
 # So many numbers of a result are compared.
 _SAMPLE = 1 << 18
 
@@ -149,6 +151,7 @@ def _error(way: Way, args: tuple[Any, ...]) -> Exception | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=_OURS)
             way[0](*args)
     except Exception as error:  # whatever a library or Triton's compiler raises: another one can
         return error

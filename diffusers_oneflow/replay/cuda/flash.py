@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +20,11 @@ _TRIED = (9,)
 _STEP, _WIDEST = 8, 256
 
 
-# Packages that import each other, by one thread at a time: another would see them half done, and take them for broken.
-IMPORTING = threading.RLock()
-
-
 @functools.cache
 def function() -> Callable[..., Any] | None:
     """``flash_attn_func(q, k, v, softmax_scale=, causal=)`` of tensors (n, rows, heads, width); None where it does not import."""
     try:
-        with IMPORTING:
-            found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
+        found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
     except Exception:  # not installed, or not with what it is built on
         return None
     return found

@@ -51,7 +51,7 @@ class Ways(choice.Ways):
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
         """Compile what will be measured."""
-        for number in range(len(quack.CONFIGS)):
+        for number in range(len(quack.CONFIGS) if quack.aligned(out, x, weight, wide) else 0):
             with contextlib.suppress(Exception):  # it is left out when they are measured
                 self._by_quack(number, out, x, weight, bias, wide)
 
@@ -60,8 +60,10 @@ class Ways(choice.Ways):
         key = ("gated product", tuple(x.shape), tuple(weight.shape), self.kind, str(x.dtype), bias is None)
         self._compute(key, (out, x, weight, bias, wide), x.device, spare=1)
 
-    def _ways(self, *_: object) -> list[choice.Way]:
-        ways = [(functools.partial(self._by_quack, number), "quack") for number in range(len(quack.CONFIGS))]
+    def _ways(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> list[choice.Way]:
+        ways: list[choice.Way] = []
+        if quack.aligned(out, x, weight, wide):
+            ways = [(functools.partial(self._by_quack, number), "quack") for number in range(len(quack.CONFIGS))]
         return [*ways, (self._apart, "cublasLt, triton gated"), (self._in_torch, "cublas, triton gated")]
 
     def _by_quack(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 from ...cache import directory, write_whole
 from . import cublaslt
+
+# Packages whose kernels are measured too, where they are installed.
+_PACKAGES = ("triton", "flash-attn-4", "quack-kernels", "nvidia-cutlass-dsl")
 
 
 @functools.cache
@@ -19,8 +23,15 @@ def _file(device: int) -> Path | None:
     if folder is None:
         return None
     libraries = (torch.__version__, torch.version.cuda, torch.backends.cudnn.version(), cublaslt.version())
-    versions = (torch.cuda.get_device_name(device), *libraries)
+    versions = (torch.cuda.get_device_name(device), *libraries, *map(_version, _PACKAGES))
     return folder / f"kernels-{hashlib.sha256(repr(versions).encode()).hexdigest()[:16]}.json"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache

@@ -161,6 +161,7 @@ class Ways(choice.Ways):
     def __init__(self, rows: int, k: int, columns: int, act: str, act_first: bool) -> None:
         super().__init__()
         self._shape, self._act, self._act_first = (rows, k, columns), act, act_first
+        self.kind = (act, act_first)
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, residual: _Maybe) -> None:
         """Compile what will be measured."""

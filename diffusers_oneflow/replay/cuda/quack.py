@@ -2,7 +2,7 @@
 
 On an H200 in float16 a product of 2048x1280x3840 takes 29.6 microseconds for 31.8 of cuBLASLt's fastest, one of 8192x320x960
 10.5 for 13.1; those of 640 columns and 2048 rows take longer. Its kernels start while the one before them still runs, where that
-lets them, and wait for its results by themselves.
+lets them, and wait for its results by themselves; the ways of a product are measured without that.
 """
 
 import functools
@@ -21,8 +21,8 @@ ACTS = {"gelu": "gelu_erf", "silu": "silu"}
 # Tiles and clusters, the fastest two of eleven where it gates, at the sizes of Stable Diffusion and SDXL; the first is also the
 # fastest of six where it does not. Each takes 2 seconds to compile, once.
 CONFIGS = ({"tile_n": 160, "cluster_m": 2, "cluster_n": 1}, {"tile_n": 128, "cluster_m": 1, "cluster_n": 2})
-# Columns and k, for 16 bytes at once.
-STEP = 8
+# Columns and k, for so many bytes at once.
+STEP, _BYTES = 8, 16
 # Of `flash.LEAST`: multiplications and additions of a product that does not gate from which it may be faster.
 _PART = 0.5
 # Activations, or "none", with which it could not compile here: no layer is left to it any more.
@@ -33,9 +33,10 @@ failed: set[str] = set()
 def epilogue(act: str, bias: bool) -> Any:
     """What multiplies, and gates but for "none"; None where quack does not import."""
     try:
-        with flash.IMPORTING:
-            library = importlib.import_module("quack.epilogue.library")
-            activation = importlib.import_module("quack.activation")
+        # It imports parts of quack, maybe in another thread just now: half done they would be taken for broken.
+        flash.function()
+        library = importlib.import_module("quack.epilogue.library")
+        activation = importlib.import_module("quack.activation")
         ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
         if act == "none":
             return library.linear_act_mod(None, gated=False, **ends)
@@ -53,13 +54,18 @@ def epilogue(act: str, bias: bool) -> Any:
 
 def usable(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and imports here; the first time that takes seconds."""
-    return flash.is_tried(device) and epilogue("gelu", True) is not None
+    return flash.is_tried(device) and None not in (epilogue("gelu", True), epilogue("none", False))
+
+
+def aligned(*tensors: torch.Tensor | None) -> bool:
+    """Whether they begin where it can read and write them."""
+    return all(t is None or t.data_ptr() % _BYTES == 0 for t in tensors)
 
 
 def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it computes ``x @ weight.T`` of matrices (rows, k) and (columns, k) here, and may gain by it."""
     half = x.dtype in HALVES and weight.dtype == x.dtype
-    dense = all(t.is_contiguous() and t.data_ptr() % (STEP * t.itemsize) == 0 for t in (out, x, weight))
+    dense = aligned(out, x, weight) and x.is_contiguous() and weight.is_contiguous()
     large = 2.0 * x.numel() * len(weight) >= _PART * flash.LEAST
     if not (half and dense and large) or x.shape[1] % STEP or len(weight) % STEP or "none" in failed:
         return False
