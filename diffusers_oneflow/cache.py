@@ -170,16 +170,18 @@ def key_of(*parts: object) -> str:
     return made.hexdigest()
 
 
+def version(package: str) -> str | None:
+    """Of what is loaded, since the metadata on disk may have been replaced; else of what is installed, or None."""
+    found: str | None = getattr(sys.modules.get(package), "__version__", None)
+    if found is None:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found = importlib.metadata.version(package)
+    return found
+
+
 @functools.cache
 def _versions() -> str:
-    versions = [sys.version]
-    for name in PACKAGES:
-        # The version of what is loaded; the metadata on disk may have been replaced since.
-        found = getattr(sys.modules.get(name), "__version__", None)
-        if found is None:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found = importlib.metadata.version(name)
-        versions.append(f"{name} {found}")
+    versions = [sys.version, *(f"{name} {version(name)}" for name in PACKAGES)]
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "version"):
         versions += [f"{part} {getattr(torch.version, part, None)}" for part in ("git_version", "cuda", "debug")]

@@ -260,12 +260,12 @@ def test_what_is_kept_is_of_one_version_of_each_package(tmp_path, monkeypatch):
     def file():
         kept._file.cache_clear()
         with monkeypatch.context() as patched:
-            patched.setattr(kept, "_version", there.get)
+            patched.setattr(kept, "version", there.get)
             return kept._file(0)
 
     try:
         first = file()
-        assert file() == first and kept._version("pytest") == pytest.__version__ and kept._version("no-such-package") is None
+        assert file() == first and kept.version("pytest") == pytest.__version__ and kept.version("no-such-package") is None
         there["quack-kernels"] = "0.6.4"
         second = file()
         there["quack-kernels"] = "0.6.5"

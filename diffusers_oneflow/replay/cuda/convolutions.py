@@ -13,6 +13,7 @@ from ..values import Ref
 from . import choice, cudnn
 from .light import finish, fits
 from .products import product
+from .strides import aligned
 from .table import on_cuda
 from .upsampling import doubled
 
@@ -106,8 +107,8 @@ class Ways(choice.Ways):
         """Whether cuDNN's graphs are to have the bias and the residual inside: both ways, one, or none that it can do."""
         out, x, _, bias, residual = tensors
         assert out is not None and x is not None
-        aligned = all(t is None or (t.data_ptr() % 16 == 0 and t.dtype == x.dtype) for t in tensors)
-        if not (x.is_cuda and x.dtype in HALVES and aligned):
+        alike = all(t is None or t.dtype == x.dtype for t in tensors)
+        if not (x.is_cuda and x.dtype in HALVES and alike and aligned(*tensors)):
             return ()
         return (False,) if self._transposed or (bias is None and residual is None) else (True, False)
 

@@ -15,6 +15,7 @@ from ...passes.base import HALVES
 from ..lowering import Lowered
 from ..values import Ref
 from . import choice, cublaslt, flash, light, quack
+from .strides import aligned
 
 _Maybe = torch.Tensor | None
 
@@ -27,7 +28,7 @@ def product(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Re
     large = 2.0 * math.prod(x.shape) * columns >= flash.LEAST
     if gate not in quack.ACTS or not (half and dense and large) or k % quack.STEP or columns % (2 * quack.STEP):
         return None
-    if gate in quack.failed or not flash.is_tried(lowered.device.torch) or quack.epilogue(gate, bias is not None) is None:
+    if not quack.able(gate, bias is not None, lowered.device.torch):
         return None
     # As it is it would be put in another order in every layer; this is done beside the rest.
     wide = None if bias is None else lowered.step(node, _widen, (bias,), bias.shape, torch.float32, "triton widen")
@@ -51,7 +52,7 @@ class Ways(choice.Ways):
 
     def prepare(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> None:
         """Compile what will be measured."""
-        for number in range(len(quack.CONFIGS) if quack.aligned(out, x, weight, wide) else 0):
+        for number in range(len(quack.CONFIGS) if aligned(out, x, weight, wide) else 0):
             with contextlib.suppress(Exception):  # it is left out when they are measured
                 self._by_quack(number, out, x, weight, bias, wide)
 
@@ -62,7 +63,7 @@ class Ways(choice.Ways):
 
     def _ways(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: _Maybe, wide: _Maybe) -> list[choice.Way]:
         ways: list[choice.Way] = []
-        if quack.aligned(out, x, weight, wide):
+        if aligned(out, x, weight, wide):
             ways = [(functools.partial(self._by_quack, number), "quack") for number in range(len(quack.CONFIGS))]
         return [*ways, (self._apart, "cublasLt, triton gated"), (self._in_torch, "cublas, triton gated")]
 

@@ -3,13 +3,12 @@
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 
 import torch
 
-from ...cache import directory, write_whole
+from ...cache import directory, version, write_whole
 from . import cublaslt
 
 # Packages whose kernels are measured too, where they are installed.
@@ -23,15 +22,8 @@ def _file(device: int) -> Path | None:
     if folder is None:
         return None
     libraries = (torch.__version__, torch.version.cuda, torch.backends.cudnn.version(), cublaslt.version())
-    versions = (torch.cuda.get_device_name(device), *libraries, *map(_version, _PACKAGES))
+    versions = (torch.cuda.get_device_name(device), *libraries, *map(version, _PACKAGES))
     return folder / f"kernels-{hashlib.sha256(repr(versions).encode()).hexdigest()[:16]}.json"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @functools.cache

@@ -14,15 +14,13 @@ from ..lowering import Lowered
 from ..values import Ref, Step
 from . import choice, cublaslt, gates, memory, merged, moves, quack
 from .light import finish, fits, gated
-from .strides import ALIGNED, collapsed
+from .strides import ALIGNED, AT_ONCE, aligned, collapsed
 from .table import on_cuda
 
 # Multiplications below which the library's favourite is taken: of the others some round before they add the bias.
 _SMALL = 1 << 22
 # Of what is joined: the sum is rounded after each of them.
 _MOST_PARTS = 3
-# Bytes: where rows begin anywhere the library rounds before it adds a bias.
-_STEP = 16
 _Maybe = torch.Tensor | None
 
 
@@ -119,7 +117,7 @@ def _matrices(x: torch.Tensor) -> torch.Tensor | None:
     if not 0 < len(dims) <= 2 or x.stride(-1) != 1:
         return None
     (n, jump), (rows, step) = [(1, 0)] * (2 - len(dims)) + dims
-    if step < k or any(stride * x.itemsize % _STEP for stride in (jump, step)):
+    if step < k or any(stride * x.itemsize % AT_ONCE for stride in (jump, step)):
         return None
     return x.as_strided((n, rows, k), (jump, step, 1))
 
@@ -199,8 +197,9 @@ class Ways(choice.Ways):
         alike = residual is None or residual.dtype == x.dtype
         whole = alike and cublaslt.ends(self._act, residual is not None)
         own = (bias, residual, self._act) if whole else (None, None, "none")
-        even = all(size * x.itemsize % _STEP == 0 for size in self._shape[1:])
-        if x.is_cuda and even and all(t is None or t.data_ptr() % _STEP == 0 for t in (x, weight, bias, residual, out)):
+        # Where rows begin anywhere the library rounds before it adds a bias.
+        even = all(size * x.itemsize % AT_ONCE == 0 for size in self._shape[1:])
+        if x.is_cuda and even and aligned(x, weight, bias, residual, out):
             with contextlib.suppress(RuntimeError, OSError):  # a shape, or an installation, that it has nothing for
                 library = cublaslt.Product(out, x, weight, *own)
                 many = 1 if math.prod(self._shape) <= _SMALL else len(library.algorithms)

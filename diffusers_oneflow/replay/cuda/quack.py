@@ -15,14 +15,15 @@ import torch
 from ...errors import first_line
 from ...passes.base import HALVES
 from . import flash
+from .strides import aligned
 
 # Our names of activations, and those of quack's functions.
 ACTS = {"gelu": "gelu_erf", "silu": "silu"}
 # Tiles and clusters, the fastest two of eleven where it gates, at the sizes of Stable Diffusion and SDXL; the first is also the
 # fastest of six where it does not. Each takes 2 seconds to compile, once.
 CONFIGS = ({"tile_n": 160, "cluster_m": 2, "cluster_n": 1}, {"tile_n": 128, "cluster_m": 1, "cluster_n": 2})
-# Columns and k, for so many bytes at once.
-STEP, _BYTES = 8, 16
+# Columns and k, for 16 bytes at once.
+STEP = 8
 # Of `flash.LEAST`: multiplications and additions of a product that does not gate from which it may be faster.
 _PART = 0.5
 # Activations, or "none", with which it could not compile here: no layer is left to it any more.
@@ -57,9 +58,9 @@ def usable(device: torch.device) -> bool:
     return flash.is_tried(device) and None not in (epilogue("gelu", True), epilogue("none", False))
 
 
-def aligned(*tensors: torch.Tensor | None) -> bool:
-    """Whether they begin where it can read and write them."""
-    return all(t is None or t.data_ptr() % _BYTES == 0 for t in tensors)
+def able(act: str, bias: bool, device: torch.device) -> bool:
+    """Whether it may compute products that end so, there."""
+    return act not in failed and flash.is_tried(device) and epilogue(act, bias) is not None
 
 
 def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -67,9 +68,8 @@ def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
     half = x.dtype in HALVES and weight.dtype == x.dtype
     dense = aligned(out, x, weight) and x.is_contiguous() and weight.is_contiguous()
     large = 2.0 * x.numel() * len(weight) >= _PART * flash.LEAST
-    if not (half and dense and large) or x.shape[1] % STEP or len(weight) % STEP or "none" in failed:
-        return False
-    return flash.is_tried(x.device) and epilogue("none", False) is not None
+    even = x.shape[1] % STEP == len(weight) % STEP == 0
+    return half and dense and large and even and able("none", False, x.device)
 
 
 def multiply(

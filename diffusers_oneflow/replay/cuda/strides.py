@@ -9,6 +9,13 @@ from ..values import Ref
 
 # Bytes: results that lie side by side must each begin where the libraries' kernels can read them.
 ALIGNED = 256
+# Bytes that those kernels read at once, at least.
+AT_ONCE = 16
+
+
+def aligned(*tensors: torch.Tensor | None) -> bool:
+    """Whether the libraries' kernels that read so many bytes at once can read them from their beginning."""
+    return all(t is None or t.data_ptr() % AT_ONCE == 0 for t in tensors)
 
 
 def collapsed(sizes: Sequence[int], *strides: Sequence[int]) -> list[tuple[int, ...]]:
