@@ -146,7 +146,10 @@ class ReplayGraph:
             mine.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
     def _preparations(self) -> tuple[list[Callable[[], object]], ...]:
-        """One for each kind of step that has something to compile: for any thread, for this one, and of Triton's alone."""
+        """One for each kind of step that has something to compile: for any thread, for this one, and of Triton's alone.
+
+        A step may have both: `prepare` for the libraries, `kernels` for Triton's.
+        """
         kinds: dict[object, Callable[[], object]] = {}
         here: dict[object, Callable[[], object]] = {}
         kernels: dict[object, Callable[[], object]] = {}
@@ -158,8 +161,11 @@ class ReplayGraph:
             shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
             kind = (step.op, step.kernel, getattr(step.run, "kind", None), tuple(step.like.shape), *shapes)
             mine = kernels if written else here if getattr(step.run, "prepared_here", False) else kinds
-            if prepare is not None and there:
-                mine.setdefault(kind, functools.partial(prepare, self._outs[step.number], *map_refs(step.args, self._read)))
+            launch = getattr(step.run, "kernels", None)
+            for into, function in ((mine, prepare), (kernels, launch)):
+                if function is not None and there:
+                    args = (self._outs[step.number], *map_refs(step.args, self._read))
+                    into.setdefault(kind, functools.partial(function, *args))
         return tuple(list(found.values()) for found in (kinds, here, kernels))
 
     def _apart(self, step: Step) -> torch.Tensor | None:

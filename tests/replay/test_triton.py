@@ -34,6 +34,7 @@ def test_the_kernels_are_right_in_the_interpreter():
                 "upsampling_cases",
                 "gate_cases",
                 "quack_cases",
+                "short_attention_cases",
             )
         ),
     ]

@@ -1,5 +1,5 @@
-"""Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them, and
-of flash attention 4 where that is installed."""
+"""Lowering on CUDA of attention: the fastest of cuDNN's, flash attention and memory-efficient attention as torch has them, of
+flash attention 4 where that is installed, and of Triton's where there are few keys."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend
 
 from ..lowering import Lowered
 from ..values import Ref
-from . import choice, flash
+from . import choice, flash, short_attention
 from .table import on_cuda
 
 _aten = torch.ops.aten
@@ -89,6 +89,11 @@ class Ways(choice.Ways):
             for run, _ in self._ways(q, k, v, mask)[: 1 + self._by_flash(q, k, mask)]:
                 run(q, k, v, mask)
 
+    def kernels(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> None:
+        """Launch those of Triton's."""
+        for run, _ in self._shorts(q, k, v, mask):
+            run(q, k, v, mask)
+
     def __call__(self, out: None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         """(n, rows, heads * width) from q, k, v of such shapes."""
         shapes = tuple((tuple(t.shape), t.stride(), str(t.dtype)) for t in (q, k, v, mask) if t is not None)
@@ -100,9 +105,20 @@ class Ways(choice.Ways):
         given = SDPAParams(self._by_head(q), self._by_head(k), self._by_head(v), mask, 0.0, self._causal, False)
         able = usable(given, q.is_cuda)
         found: list[choice.Way] = [(functools.partial(self._run, backend), backend.name.lower()) for backend in able]
-        if self._by_flash(q, k, mask):
-            found.insert(min(1, len(found) - 1), (self._flash, "flash_attention_4"))
-        return found
+        own: list[choice.Way] = [(self._flash, "flash_attention_4")] if self._by_flash(q, k, mask) else []
+        own += self._shorts(q, k, v, mask)
+        at = min(1, len(found) - 1)
+        return [*found[:at], *own, *found[at:]]
+
+    def _shorts(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> list[choice.Way]:
+        if not short_attention.fits(q, k, v, mask, self._heads, self._causal):
+            return []
+        return [(functools.partial(self._short, number), "triton attention") for number in range(len(short_attention.CONFIGS))]
+
+    def _short(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        short_attention.attention(number, out, q, k, v, self._heads, self._scale)
+        return out
 
     def _by_flash(self, q: torch.Tensor, k: torch.Tensor, mask: _Maybe) -> bool:
         return flash.fits(self._by_head(q), self._by_head(k), mask, self._causal)
