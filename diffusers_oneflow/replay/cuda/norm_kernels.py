@@ -112,28 +112,23 @@ def moments_kernel(
         tl.extra.cuda.gdc_launch_dependents()
 
 
-@triton.jit(do_not_specialize=["active", "shifted", "splits", "size"])
-def normalize_kernel(
-    out, x, shift, apart, weight, bias, partial, positions, channels, chunk, eps, active, shifted, splits, size,
-    HAS_WEIGHT: tl.constexpr, ACT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
-    EARLY: tl.constexpr,
+@triton.jit(do_not_specialize=["shifted", "splits", "size"])
+def merge_kernel(
+    ends, shift, apart, weight, bias, partial, positions, channels, chunk, eps, shifted, splits, size,
+    HAS_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The group norm of `group_norm_kernel` in groups of `size` channels, with `partial` of `moments_kernel`.
+    """What the numbers of a group norm, of groups of `size` channels, are multiplied by, and what is added then.
 
-    Each program merges the moments of all channels of those groups, at most GROUPS in SPAN channels, that its columns belong to:
-    first a channel's chunks, then a group's channels (Chan, Golub and LeVeque, 1983). Without `active` there is no activation,
-    and without `shifted` no shift.
+    Each program merges the moments that `moments_kernel` left in `partial` for one group of one image: first a channel's chunks,
+    then the channels (Chan, Golub and LeVeque, 1983). ends (n, 2, channels) float32.
     """
-    split, tile, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    first = tile * COLUMNS // size
-    lane, group, part = tl.arange(0, SPAN), tl.arange(0, GROUPS), tl.arange(0, SPLITS)
-    span = first * size + lane
-    real = (span < channels) & (lane < GROUPS * size)
-    known = (part < splits)[:, None] & real[None, :]
-    at = partial + (image * splits + part[:, None]) * 2 * channels + span[None, :]
+    group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    lane, part = tl.arange(0, COLUMNS), tl.arange(0, SPLITS)
+    column, own = group * size + lane, lane < size
+    known = (part < splits)[:, None] & own[None, :]
+    at = partial + (image * splits + part[:, None]) * 2 * channels + column[None, :]
     means, aways = tl.load(at, known, 0.0), tl.load(at + channels, known, 0.0)
     every = positions.to(tl.float32)
     counts = (tl.minimum((part + 1) * chunk, positions) - part * chunk).to(tl.float32)[:, None]
@@ -141,34 +136,47 @@ def normalize_kernel(
     mean = tl.sum(means * counts, 0) / every
     off = tl.where(known, means - mean[None, :], 0.0)
     away = tl.sum(aways + counts * off * off, 0)
-    mean += tl.load(shift + image * apart + span, real & (shifted != 0), 0.0).to(tl.float32)
-    # By comparing, since a division takes longer than all of this.
-    begins = group * size
-    member = (lane[:, None] >= begins[None, :]) & (lane[:, None] < begins[None, :] + size) & real[:, None]
-    middle = tl.sum(tl.where(member, mean[:, None], 0.0), 0) / size
-    apart_from = tl.where(member, mean[:, None] - middle[None, :], 0.0)
-    spread = tl.sum(tl.where(member, away[:, None], 0.0) + every * apart_from * apart_from, 0)
-    scale = 1.0 / tl.sqrt(spread / (every * size) + eps)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)
-    own = column < channels
-    within = column - first * size
-    mine = (within[:, None] >= begins[None, :]) & (within[:, None] < begins[None, :] + size)
-    factor = tl.sum(tl.where(mine, scale[None, :], 0.0), 1)
-    plus = -tl.sum(tl.where(mine, middle[None, :], 0.0), 1)
-    plus += tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)
+    more = tl.load(shift + image * apart + column, own & (shifted != 0), 0.0).to(tl.float32)
+    mean += more
+    middle = tl.sum(tl.where(own, mean, 0.0), 0) / size
+    aside = tl.where(own, mean - middle, 0.0)
+    spread = tl.sum(tl.where(own, away, 0.0) + every * aside * aside, 0)
+    factor = 1.0 / tl.sqrt(spread / (every * size) + eps)
     if HAS_WEIGHT:
         factor *= tl.load(weight + column, own, 0.0).to(tl.float32)
-    plus *= factor
+    plus = (more - middle) * factor
     if HAS_WEIGHT:
         plus += tl.load(bias + column, own, 0.0).to(tl.float32)
-    place = image.to(tl.int64) * positions * channels
-    start = split * chunk
-    end = tl.minimum(start + chunk, positions)
-    for begin in range(start, end, ROWS):
-        value, inside = _rows(x + place, begin, end, channels, column, own, ROWS)
-        result = value * factor[None, :] + plus[None, :]
-        result = tl.where(active != 0, activate(result, ACT), result)
-        _write(out + place, result, begin, channels, column, inside, ROWS)
+    at = ends + image * 2 * channels + column
+    tl.store(at, factor + tl.zeros((COLUMNS,), tl.float32), own)
+    tl.store(at + channels, plus, own)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit(do_not_specialize=["active"])
+def apply_kernel(
+    out, x, ends, positions, channels, active,
+    ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """``act(x * factor + plus)`` with the `ends` of `merge_kernel`; x (n, positions, channels). Without `active` no activation.
+
+    EARLY: it starts before the others are done, and waits for them. JOINED: the first of them wrote x, which else was there.
+    """
+    image = tl.program_id(2).to(tl.int64)
+    place = image * positions * channels
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    begin = tl.program_id(0) * ROWS
+    if EARLY and JOINED:
+        tl.extra.cuda.gdc_wait()
+    value, inside = _rows(x + place, begin, positions, channels, column, own, ROWS)
+    if EARLY and not JOINED:
+        tl.extra.cuda.gdc_wait()
+    at = ends + image * 2 * channels + column
+    value = value * tl.load(at, own, 0.0)[None, :] + tl.load(at + channels, own, 0.0)[None, :]
+    value = tl.where(active != 0, activate(value, ACT), value)
+    _write(out + place, value, begin, channels, column, inside, ROWS)
 
 
 @triton.jit

@@ -19,8 +19,8 @@ from .table import on_cuda
 
 # Numbers in the registers of one program of a group norm, channels of it, and parts of an image's positions.
 _HELD, _COLUMNS, _SPLITS = 16384, 64, 64
-# At least so many groups does a program merge, though there may be fewer: each other number would be compiled.
-_GROUPS = 8
+# Numbers of one warp where moments are merged, and of one program of the last launch.
+_MERGED, _APPLIED = 512, 2048
 # A group of so many numbers has one program, which reads them once: 6.3 microseconds for 8.5 at 16x16x1280 on an H200.
 _ALONE = 16384
 _Maybe = torch.Tensor | None
@@ -85,7 +85,7 @@ def _without_shift(node: torch.fx.Node, x: Ref) -> tuple[Ref, Ref | None]:
 
 
 class GroupNorm:
-    """The group norm of one step: small groups each in the registers of one program, others in two launches."""
+    """The group norm of one step: small groups each in the registers of one program, others in three launches."""
 
     def __init__(self, groups: int, eps: float, act: str) -> None:
         self._groups, self._eps, self._act = groups, float(eps), act
@@ -100,7 +100,7 @@ class GroupNorm:
             self.run(tiles, out, x, shift, weight, bias)
 
     def tiles(self, shape: Sequence[int]) -> "Tiles | None":
-        """For two launches; None where one is enough."""
+        """For three launches; None where one is enough."""
         positions, channels = math.prod(shape[1:-1]), shape[-1]
         group = channels // self._groups
         return None if power(positions) * power(group) <= _ALONE else Tiles.of(positions, channels, group)
@@ -124,27 +124,47 @@ class GroupNorm:
         self, tiles: "Tiles", out: torch.Tensor, x: torch.Tensor, shift: _Maybe, weight: _Maybe, bias: _Maybe,
         parts: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Compute in two launches with such tiles.
+        """Compute in three launches, the first with such tiles: moments, what they make of the numbers, and that.
+
+        The second has one small program for each group: in each program of the third the same would take longer than the rest.
 
         Args:
             parts: whose channels are `x`, which is filled; the first has a multiple of `tiles.columns` of them.
         """
         n, channels, group, positions = x.shape[0], x.shape[-1], x.shape[-1] // self._groups, math.prod(x.shape[1:-1])
         partial = torch.empty((n, tiles.splits, 2, channels), dtype=torch.float32, device=x.device)
+        ends = torch.empty((n, 2, channels), dtype=torch.float32, device=x.device)
         early = starts_early(x.device)
         waits = {"launch_pdl": True} if early else {}
-        grid, once = (tiles.splits, -(-channels // tiles.columns), n), tiles.chunk <= tiles.rows
         first, second = (x, x) if parts is None else parts
-        norm_kernels.moments_kernel[grid](
+        norm_kernels.moments_kernel[(tiles.splits, -(-channels // tiles.columns), n)](
             partial, first, second, x, first.shape[-1], positions, channels, tiles.chunk, tiles.splits, tiles.rows, tiles.columns,
-            once, early, parts is not None, num_warps=tiles.warps,
+            tiles.chunk <= tiles.rows, early, parts is not None, num_warps=tiles.warps,
         )  # fmt: skip
-        norm_kernels.normalize_kernel[grid](
-            out, x, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
-            self._eps, *self._flags(shift), tiles.splits, group, weight is not None, self._kernel_act, tiles.rows, tiles.columns,
-            _span(tiles.columns, group), max(_GROUPS, power(_groups(tiles.columns, group))),
-            _parts(tiles.splits), early, num_warps=tiles.warps, **waits,
+        active, shifted = self._flags(shift)
+        merged = power(group), _parts(tiles.splits)
+        norm_kernels.merge_kernel[(self._groups, n)](
+            ends, x if shift is None else shift, _apart(shift), weight, bias, partial, positions, channels, tiles.chunk,
+            self._eps, shifted, tiles.splits, group, weight is not None, *merged, early,
+            num_warps=max(1, min(8, math.prod(merged) // _MERGED)), **waits,
         )  # fmt: skip
+        columns = min(_COLUMNS, power(channels))
+        rows = _APPLIED // columns
+        norm_kernels.apply_kernel[(-(-positions // rows), -(-channels // columns), n)](
+            out,
+            x,
+            ends,
+            positions,
+            channels,
+            active,
+            self._kernel_act,
+            rows,
+            columns,
+            early,
+            parts is not None,
+            num_warps=4,
+            **waits,
+        )
 
 
 class JoinedGroupNorm:
@@ -155,7 +175,7 @@ class JoinedGroupNorm:
         self.kind = norm.kind
 
     def fits(self, shape: Sequence[int], first: int) -> bool:
-        """Whether it takes two launches anyway, in which no program has channels of both tensors, the first with so many."""
+        """Whether it takes three launches, and no program of the first has channels of both tensors, the first with so many."""
         tiles = self._norm.tiles(shape)
         return tiles is not None and first % tiles.columns == 0
 
@@ -169,20 +189,6 @@ class JoinedGroupNorm:
 
 def _apart(shift: _Maybe) -> int:
     return 0 if shift is None else shift.stride(0)
-
-
-def _groups(columns: int, group: int) -> int:
-    """Of so many groups, of `group` channels, a program's columns are at most."""
-    if group % columns == 0:
-        return 1
-    if columns % group == 0:
-        return columns // group
-    return (columns - 2) // group + 2
-
-
-def _span(columns: int, group: int) -> int:
-    """All channels of those groups, a power of two."""
-    return max(2 * columns, power(_groups(columns, group) * group))
 
 
 def _parts(splits: int) -> int:
@@ -215,7 +221,7 @@ class Tiles:
         """Whole sectors of the memory, as many positions as registers hold, and not more parts than are merged quickly."""
         columns = min(_COLUMNS, power(channels))
         held = _HELD // columns
-        most = max(1, min(_SPLITS, _HELD // _span(columns, group)))
+        most = max(1, min(_SPLITS, _HELD // power(group)))
         chunk = max(min(held, positions), -(-positions // most))
         rows = power(chunk) if chunk <= held else held // 2
         return Tiles(columns, -(-positions // chunk), chunk, rows)
