@@ -137,7 +137,7 @@ class Cuda(Plain):
 
         with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad():
             wait = ahead.compile_ahead(kernels)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
             for prepare in here:
                 one(prepare)

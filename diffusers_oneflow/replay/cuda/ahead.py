@@ -32,7 +32,7 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
     if sys.executable and not getattr(sys, "frozen", False):  # else what runs here is no Python
         with contextlib.suppress(Exception):  # no more processes for this user, say: they are compiled here then
             asked = [*collect(launches).values()]
-            count = min(_MOST, os.cpu_count() or 1, len(asked) // 2)
+            count = min(_MOST, cores(), len(asked) // 2)
             for number in range(count if count > 1 else 0):
                 started.append(_start(asked[number::count]))
 
@@ -46,6 +46,14 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
                 process.wait()
 
     return wait
+
+
+def cores() -> int:
+    """How many this process may use, which in a container can be fewer than there are."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux has it
+        return os.cpu_count() or 1
 
 
 def collect(launches: Sequence[Callable[[], object]]) -> dict[str, Kernel]:
