@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
     """
     p = _parser()
     options = p.parse_args(arguments)
+    if options.jobs < 1:
+        p.error(f"--jobs takes a number from 1 on, not {options.jobs}")
     console = Console()
     chosen = _chosen(options, p)
     if options.list:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
                 there.check(options.backend)
                 stack.enter_context(place.running(there, options.backend))
                 _try_backend()
-                ran, where = runner.run_all(chosen, console, isolated), report.environment()
+                ran, where = _run(chosen, console, isolated, options.jobs, rows), report.environment()
     except EngineUnavailable as error:
         console.print(f"the backend {options.backend} cannot run here: {error}", markup=False, highlight=False)
         return UNUSABLE
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--only", action="append", metavar="NAME", help="this case, or those that match 'Flux*'; several times")
     p.add_argument("--full", action="store_true", help="the models of full size as well")
     p.add_argument("--shard", metavar="I/N", help="the I-th of N parts that take about the same time")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="so many processes, which share the cores of this machine")
     p.add_argument("--backend", default="oneflow", metavar="NAME", help="what to judge; of the entry points diffusers.backends")
     p.add_argument("--device", default="cpu", metavar="DEVICE", help="where models run, as torch names it: cpu, cuda, cuda:1")
     p.add_argument("--dtype", choices=place.DTYPES, default="float32", help="the dtype of models there; default: float32")
@@ -121,6 +124,22 @@ def _share(
         return shard(chosen, int(index), int(count), {name: row["seconds"] for name, row in rows.items()})
     except ValueError as error:
         p.error(str(error))
+
+
+def _run(
+    chosen: list[Case], console: Console, isolated: bool, jobs: int, rows: dict[str, dict[str, Any]]
+) -> list[results.Result]:
+    if jobs < 2:
+        return runner.run_all(chosen, console, isolated)
+
+    def say(result: results.Result) -> None:
+        verdict = "passed" if result.passed else "; ".join(result.failures) or f"does not apply: {result.not_applicable}"
+        console.print(f"{result.name}: {verdict}", markup=False, highlight=False, soft_wrap=True)
+
+    # The longest first, so that none is left over at the end.
+    order = sorted(chosen, key=lambda case: -rows.get(case.name, {}).get("seconds", 0.0))
+    ran = {result.name: result for result in runner.run_in_workers(order, jobs, say)}
+    return [ran[case.name] for case in chosen if case.name in ran]
 
 
 def _list(chosen: list[Case], options: argparse.Namespace, console: Console) -> None:

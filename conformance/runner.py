@@ -1,12 +1,16 @@
 """Runs cases, each shielded from the others: one that raises fails, and so does one that ends its process."""
 
+import contextlib
+import contextvars
 import gc
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, cast
 
 from rich.console import Console
@@ -53,31 +57,71 @@ def run_all(
         isolated: in a process of their own, which is started anew where a case ends it.
         done: is told each result at once.
     """
+    if isolated:
+        return run_in_workers(list(cases), 1, done)
     results = []
-    worker: Worker | None = None
     for case in cases:
-        if isolated:
-            worker = worker or Worker()
-            result = worker.run(case)
-            if not worker.fit:
-                worker.stop()
-                worker = None
-        else:
-            result = run(case, console)
-        results.append(result)
-        done(result)
-    if worker is not None:
-        worker.stop()
+        results.append(run(case, console))
+        done(results[-1])
     return results
 
 
-class Worker:
-    """A process that runs one case after the other; what it prints goes to this one's stdout."""
+def run_in_workers(cases: Sequence[Case], jobs: int, done: Callable[[Result], None] = lambda r: None) -> list[Result]:
+    """The results of `cases`, which so many processes take one after the other; in their order, interrupted those that are there.
 
-    def __init__(self) -> None:
+    Args:
+        jobs: with several each has cores of its own, or they would wait for each other's threads, and is silent.
+        done: is told each result at once, from several threads.
+    """
+    left, found = deque(cases), dict[str, Result]()
+    cores = sorted(os.sched_getaffinity(0))
+
+    def serve(number: int) -> None:
+        worker: Worker | None = None
+        while True:
+            try:
+                case = left.popleft()
+            except IndexError:
+                break
+            worker = worker or (Worker() if jobs == 1 else Worker(quiet=True, cores=cores[number::jobs] or cores))
+            found[case.name] = worker.run(case)
+            done(found[case.name])
+            if not worker.fit:
+                worker.stop()
+                worker = None
+        if worker is not None:
+            worker.stop()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            # Threads do not know where cases run.
+            threads = [pool.submit(contextvars.copy_context().run, serve, number) for number in range(jobs)]
+            for thread in threads:
+                thread.result()
+        except KeyboardInterrupt:
+            left.clear()
+    return [found[case.name] for case in cases if case.name in found]
+
+
+class Worker:
+    """A process that runs one case after the other; what it prints goes to this one's stdout.
+
+    Args:
+        quiet: it goes nowhere.
+        cores: that it has to itself.
+    """
+
+    def __init__(self, quiet: bool = False, cores: Iterable[int] = ()) -> None:
         mine, theirs = os.pipe()
         command = [sys.executable, "-m", f"{__package__}.runner", str(theirs), judged.name(), *place.here().arguments()]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
+        # In a session of its own, so that who interrupts the suite does not fail the case that runs.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs], start_new_session=True,
+            stdout=subprocess.DEVNULL if quiet else None,
+        )  # fmt: skip
+        if cores:
+            with contextlib.suppress(OSError):  # it has ended; its first answer says so
+                os.sched_setaffinity(self._process.pid, cores)
         os.close(theirs)
         self._names = cast(IO[str], self._process.stdin)  # it is a pipe
         self._answers = os.fdopen(mine)

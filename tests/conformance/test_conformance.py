@@ -1,6 +1,9 @@
 """The suite's own machinery, and a fast part of its cases; all of them run with `make conformance`."""
 
 import json
+import signal
+import threading
+import time
 from xml.etree import ElementTree
 
 import numpy as np
@@ -138,6 +141,39 @@ def test_a_case_that_ends_its_process_fails_alone(capfd):
     assert [r.passed for r in found] == [True, False, True]
     assert "the process ended with exit code 1" in found[1].failures[0]
     assert found[0].components == found[2].components
+
+
+def test_processes_beside_each_other(capfd):
+    """Results in the order of the cases, each worker with cores of its own and silent; one that ends fails its case alone."""
+    cases = [registry.CASES["aten.abs.default"], registry.Case("aborts", "", lambda: None), registry.CASES["aten.neg.default"]]
+    told = []
+    found = runner.run_in_workers(cases, 2, told.append)
+    assert [r.name for r in found] == [case.name for case in cases] and [r.passed for r in found] == [True, False, True]
+    assert sorted(r.name for r in told) == sorted(r.name for r in found)
+    assert "Error against float64" not in capfd.readouterr().out
+
+
+def test_who_interrupts_gets_what_is_there(monkeypatch):
+    asked = []
+
+    class Interrupted(runner.Worker):
+        def __init__(self, **how):
+            self.fit = True
+
+        def run(self, case):
+            asked.append(case.name)
+            if len(asked) == 2:
+                time.sleep(0.2)  # so that the others wait for this
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.2)
+            return results.of_reason(case, "", 0.0)
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(runner, "Worker", Interrupted)
+    cases = [registry.Case(str(number), "", lambda: None) for number in range(9)]
+    assert [r.name for r in runner.run_in_workers(cases, 1)] == ["0", "1"] == asked
 
 
 @pytest.mark.parametrize(
