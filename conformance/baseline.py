@@ -20,9 +20,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def update(path: Path, results: list[Result], known: Iterable[str]) -> None:
-    """Write `results` over their old rows; rows of cases that are not `known` any more go."""
-    rows = {**read(path), **{r.name: row(r) for r in results if not r.not_applicable}}
-    kept = sorted(set(rows) & set(known))
+    """Write `results` over their old rows; rows of cases that are not `known` any more, or mean nothing there now, go."""
+    rows = {**read(path), **{r.name: row(r) for r in results}}
+    kept = sorted(set(rows) & set(known) - {r.name for r in results if r.not_applicable})
     # A line a case, so that a change of the file can be read.
     path.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in kept) + "\n}\n")
 

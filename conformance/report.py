@@ -95,6 +95,8 @@ class Run:
             said["main models"] = f"on {self.title} in {on} of {len(pipelines)} pipelines ({on / len(pipelines):.0%})"
         if self.not_applicable:
             said["not applicable"] = f"{len(self.not_applicable)} cases"
+        if self.missing:
+            said["not run"] = f"{len(self.missing)} cases"
         said["not covered"] = f"{len(self.not_covered)} pipeline classes of diffusers {diffusers.__version__}"
         return said
 

@@ -72,6 +72,13 @@ def test_an_update_keeps_other_rows_and_drops_vanished_ones(tmp_path, rows):
     assert baseline.vanished({"gone": {}, "a": {}}, {"a", "b"}) == ["gone"]
 
 
+def test_what_means_nothing_there_any_more_leaves_the_baseline(tmp_path, rows):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"a": rows["a"], "b": rows["a"]}))
+    baseline.update(path, [Result("a", not_applicable="torch cannot run it")], {"a", "b"})
+    assert baseline.read(path) == {"b": rows["a"]}
+
+
 def test_the_committed_baseline_names_existing_cases():
     rows = baseline.read(baseline.PATH)
     assert {"StableDiffusionPipeline", "t5", "aten.zeros.default"} <= set(rows)

@@ -1,9 +1,9 @@
 """The suite's own machinery, and a fast part of its cases; all of them run with `make conformance`."""
 
 import json
-import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import numpy as np
@@ -131,6 +131,8 @@ def test_reports_say_what_is_wrong_and_show_it(failing, tmp_path):
     assert again.read_text() == page
     assert main(["--only", "t5", "--only", "model-clip_text", "--from", str(paths["json"]), "--junit", str(again)]) == 1
     assert '<testcase name="model-clip_text"' in again.read_text() and "none of the given results has it" in again.read_text()
+    assert main(["--only", "t5", "--only", "model-clip_text", "--from", str(paths["json"]), "--markdown", str(again)]) == 1
+    assert "## Not run\n\n- model-clip_text\n" in again.read_text()
 
 
 def test_a_case_that_ends_its_process_fails_alone(capfd):
@@ -154,24 +156,36 @@ def test_processes_beside_each_other(capfd):
 
 
 def test_who_interrupts_gets_what_is_there(monkeypatch):
-    asked = []
+    asked, second = [], threading.Event()
 
-    class Interrupted(runner.Worker):
+    class Interrupted(ThreadPoolExecutor):
+        """Whoever waits for a result is interrupted during the second case."""
+
+        def submit(self, *args):
+            future = super().submit(*args)
+            future.result = interrupted
+            return future
+
+    def interrupted():
+        second.wait()
+        raise KeyboardInterrupt
+
+    class Quick(runner.Worker):
         def __init__(self, **how):
             self.fit = True
 
         def run(self, case):
             asked.append(case.name)
             if len(asked) == 2:
-                time.sleep(0.2)  # so that the others wait for this
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                time.sleep(0.2)
+                second.set()
+                time.sleep(0.5)
             return results.of_reason(case, "", 0.0)
 
         def stop(self):
             pass
 
-    monkeypatch.setattr(runner, "Worker", Interrupted)
+    monkeypatch.setattr(runner, "Worker", Quick)
+    monkeypatch.setattr(runner, "ThreadPoolExecutor", Interrupted)
     cases = [registry.Case(str(number), "", lambda: None) for number in range(9)]
     assert [r.name for r in runner.run_in_workers(cases, 1)] == ["0", "1"] == asked
 
