@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, isolated: bool = False) -> int:
             p.error("--update-baseline of another backend than oneflow needs --baseline FILE")
         baseline.update(given, ran, CASES)
         console.print(f"{given} has these results now", highlight=False)
-        return PASSED
+        return FAILED if run.missing else PASSED
     wrong = run.failed or run.regressions or run.vanished or run.missing or (options.strict and run.known)
     return FAILED if wrong else PASSED
 

@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, cast
 
 from rich.console import Console
@@ -73,34 +74,54 @@ def run_in_workers(cases: Sequence[Case], jobs: int, done: Callable[[Result], No
         jobs: with several each has cores of its own, or they would wait for each other's threads, and is silent.
         done: is told each result at once, from several threads.
     """
-    left, found = deque(cases), dict[str, Result]()
-    cores = sorted(os.sched_getaffinity(0))
+    left, found, workers = deque(cases), dict[str, Result](), set[Worker]()
+    cores, killed = sorted(os.sched_getaffinity(0)), threading.Event()
 
     def serve(number: int) -> None:
         worker: Worker | None = None
-        while True:
+        while left:
             try:
                 case = left.popleft()
-            except IndexError:
+            except IndexError:  # another thread has taken the last one
                 break
-            worker = worker or (Worker() if jobs == 1 else Worker(quiet=True, cores=cores[number::jobs] or cores))
-            found[case.name] = worker.run(case)
-            done(found[case.name])
-            if not worker.fit:
+            try:
+                worker = worker or (Worker() if jobs == 1 else Worker(quiet=True, cores=cores[number::jobs] or cores))
+                workers.add(worker)
+                result = worker.run(case)
+            except Exception as error:  # no more processes for this user, say: what the others found must not be lost
+                result = of_error(case, f"{type(error).__name__}: {error}", 0.0)
+            if killed.is_set():
+                break
+            found[case.name] = result
+            done(result)
+            if worker is not None and not worker.fit:
                 worker.stop()
                 worker = None
         if worker is not None:
             worker.stop()
 
     with ThreadPoolExecutor(jobs) as pool:
+        threads: list[Future[None]] = []
         try:
-            # Threads do not know where cases run.
-            threads = [pool.submit(contextvars.copy_context().run, serve, number) for number in range(jobs)]
-            for thread in threads:
-                thread.result()
+            for number in range(jobs):
+                # Threads do not know where cases run.
+                threads.append(pool.submit(contextvars.copy_context().run, serve, number))
+            _wait(threads)
         except KeyboardInterrupt:
             left.clear()
+            print("interrupted: waiting for the cases that run; once more kills them", file=sys.stderr, flush=True)
+            try:
+                _wait(threads)
+            except KeyboardInterrupt:
+                killed.set()
+                for worker in list(workers):
+                    worker.kill()
     return [found[case.name] for case in cases if case.name in found]
+
+
+def _wait(threads: Iterable[Future[None]]) -> None:
+    for thread in threads:
+        thread.result()
 
 
 class Worker:
@@ -135,7 +156,7 @@ class Worker:
         except BrokenPipeError:
             pass  # the empty answer says it
         answer = self._answers.readline()
-        if not answer:
+        if not answer.endswith("\n"):
             self.fit = False
             return of_error(case, f"the process ended with exit code {self._process.wait()}", 0.0)
         read = json.loads(answer)
@@ -144,9 +165,14 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self._names.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and a name that it has not read is flushed again
+            self._names.close()
         self._process.wait()
         self._answers.close()
+
+    def kill(self) -> None:
+        """End the process, whatever it does; who waits for a result sees that it ended."""
+        self._process.kill()
 
 
 def serve(answers: IO[str], backend: str, where: place.Place) -> None:

@@ -1,8 +1,10 @@
 """The suite's own machinery, and a fast part of its cases; all of them run with `make conformance`."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
@@ -145,30 +147,88 @@ def test_a_case_that_ends_its_process_fails_alone(capfd):
     assert found[0].components == found[2].components
 
 
-def test_processes_beside_each_other(capfd):
+def test_processes_beside_each_other(capfd, monkeypatch):
     """Results in the order of the cases, each worker with cores of its own and silent; one that ends fails its case alone."""
+    allowed = {}
+
+    class Seen(runner.Worker):
+        def run(self, case):
+            result = super().run(case)
+            if result.passed:
+                allowed[case.name] = os.sched_getaffinity(self._process.pid)
+            return result
+
+    monkeypatch.setattr(runner, "Worker", Seen)
     cases = [registry.CASES["aten.abs.default"], registry.Case("aborts", "", lambda: None), registry.CASES["aten.neg.default"]]
     told = []
     found = runner.run_in_workers(cases, 2, told.append)
     assert [r.name for r in found] == [case.name for case in cases] and [r.passed for r in found] == [True, False, True]
     assert sorted(r.name for r in told) == sorted(r.name for r in found)
     assert "Error against float64" not in capfd.readouterr().out
+    mine = sorted(os.sched_getaffinity(0))
+    assert len(allowed) == 2 and all(cores in (set(mine[::2]), set(mine[1::2] or mine)) for cores in allowed.values())
 
 
-def test_who_interrupts_gets_what_is_there(monkeypatch):
-    asked, second = [], threading.Event()
+NAMED = [registry.Case(str(number), "", lambda: None) for number in range(4)]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_process_that_ends_between_two_cases_takes_no_result_with_it(monkeypatch, half):
+    """Or while it writes one."""
+
+    class Brief(runner.Worker):
+        def __init__(self, **how):
+            mine, theirs = os.pipe()
+            text = "import json, os, sys; name = sys.stdin.readline().strip()\n"
+            text += f"os.write({theirs}, (json.dumps({{'name': name, 'fit': True}}) + '\\n').encode()[: {5 if half else None}])"
+            self._process = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, text=True, pass_fds=[theirs])
+            os.close(theirs)
+            self._names, self._answers, self.fit = self._process.stdin, os.fdopen(mine), True
+
+        def run(self, case):
+            made = super().run(case)
+            self._process.wait()
+            return made
+
+    monkeypatch.setattr(runner, "Worker", Brief)
+    found = runner.run_in_workers(NAMED, 1)
+    assert [r.passed for r in found] == ([False] * 4 if half else [True, False] * 2)
+    assert all("the process ended with exit code 0" in r.failures[0] for r in found if not r.passed)
+
+
+def test_what_no_process_can_be_started_for_fails_alone(monkeypatch):
+    tried = []
+
+    class Short(runner.Worker):
+        def __init__(self, **how):
+            tried.append(how)
+            raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(runner, "Worker", Short)
+    found = runner.run_in_workers(NAMED, 2)
+    assert len(found) == len(tried) == 4 and all("BlockingIOError: no more processes" in r.failures[0] for r in found)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_who_interrupts_gets_what_is_there(monkeypatch, times):
+    """During the second case; who does so twice does not wait for it."""
+    asked, left = [], [KeyboardInterrupt] * times
+    second, goes_on = threading.Event(), threading.Event()
 
     class Interrupted(ThreadPoolExecutor):
-        """Whoever waits for a result is interrupted during the second case."""
-
         def submit(self, *args):
             future = super().submit(*args)
-            future.result = interrupted
-            return future
+            plain = future.result
 
-    def interrupted():
-        second.wait()
-        raise KeyboardInterrupt
+            def result():
+                assert second.wait(60)
+                if left:
+                    raise left.pop()
+                goes_on.set()
+                return plain()
+
+            future.result = result
+            return future
 
     class Quick(runner.Worker):
         def __init__(self, **how):
@@ -178,16 +238,19 @@ def test_who_interrupts_gets_what_is_there(monkeypatch):
             asked.append(case.name)
             if len(asked) == 2:
                 second.set()
-                time.sleep(0.5)
+                assert goes_on.wait(60)
             return results.of_reason(case, "", 0.0)
 
         def stop(self):
             pass
 
+        def kill(self):
+            goes_on.set()
+
     monkeypatch.setattr(runner, "Worker", Quick)
     monkeypatch.setattr(runner, "ThreadPoolExecutor", Interrupted)
-    cases = [registry.Case(str(number), "", lambda: None) for number in range(9)]
-    assert [r.name for r in runner.run_in_workers(cases, 1)] == ["0", "1"] == asked
+    found = [r.name for r in runner.run_in_workers(NAMED, 1)]
+    assert asked == ["0", "1"] and found == ["0", "1"][: 3 - times]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
 
 
 def cores() -> int:
-    """How many this process may use, which in a container can be fewer than there are."""
+    """How many this process is allowed to run on (cpusets, taskset), which can be fewer than there are."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # Linux has it

@@ -113,7 +113,9 @@ class Ways(choice.Ways):
     def _shorts(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> list[choice.Way]:
         if not short_attention.fits(q, k, v, mask, self._heads, self._causal):
             return []
-        return [(functools.partial(self._short, number), "triton attention") for number in range(len(short_attention.CONFIGS))]
+        sizes = enumerate(short_attention.CONFIGS)
+        # Named by its size, since what is kept on disk is the number of a way among ways of such names.
+        return [(functools.partial(self._short, n), f"triton attention {rows}x{warps}") for n, (rows, warps) in sizes]
 
     def _short(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: _Maybe) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

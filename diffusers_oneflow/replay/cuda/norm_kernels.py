@@ -112,7 +112,7 @@ def moments_kernel(
         tl.extra.cuda.gdc_launch_dependents()
 
 
-@triton.jit(do_not_specialize=["shifted", "splits", "size"])
+@triton.jit(do_not_specialize=["positions", "shifted", "splits", "size"])
 def merge_kernel(
     ends, shift, apart, weight, bias, partial, positions, channels, chunk, eps, shifted, splits, size,
     HAS_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
