@@ -79,10 +79,10 @@ def run_in_workers(cases: Sequence[Case], jobs: int, done: Callable[[Result], No
 
     def serve(number: int) -> None:
         worker: Worker | None = None
-        while left:
+        while True:
             try:
                 case = left.popleft()
-            except IndexError:  # another thread has taken the last one
+            except IndexError:  # none is left
                 break
             try:
                 worker = worker or (Worker() if jobs == 1 else Worker(quiet=True, cores=cores[number::jobs] or cores))

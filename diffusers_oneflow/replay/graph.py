@@ -148,24 +148,25 @@ class ReplayGraph:
     def _preparations(self) -> tuple[list[Callable[[], object]], ...]:
         """One for each kind of step that has something to compile: for any thread, for this one, and of Triton's alone.
 
-        A step may have both: `prepare` for the libraries, `kernels` for Triton's.
+        A step may have both: `prepare` for the libraries, `kernels` for Triton's. One of Triton's alone is the latter itself.
         """
         kinds: dict[object, Callable[[], object]] = {}
         here: dict[object, Callable[[], object]] = {}
         kernels: dict[object, Callable[[], object]] = {}
         for step in self.steps:
-            written = step.kernel.startswith("triton") and not hasattr(step.run, "prepare")
-            prepare = getattr(step.run, "prepare", step.run if written else None)
-            found = refs(step.args)
-            there = not any(isinstance(source, Step) and source.own for source in step.sources)
-            shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in found]
+            prepare = getattr(step.run, "prepare", None)
+            written = step.run if step.kernel.startswith("triton") and prepare is None else None
+            launch = getattr(step.run, "kernels", written)
+            if (prepare is None and launch is None) or any(isinstance(source, Step) and source.own for source in step.sources):
+                continue
+            shapes = [(tuple(r.shape), r.like.stride(), r.dtype) for r in refs(step.args)]
             kind = (step.op, step.kernel, getattr(step.run, "kind", None), tuple(step.like.shape), *shapes)
-            mine = kernels if written else here if getattr(step.run, "prepared_here", False) else kinds
-            launch = getattr(step.run, "kernels", None)
-            for into, function in ((mine, prepare), (kernels, launch)):
-                if function is not None and there:
-                    args = (self._outs[step.number], *map_refs(step.args, self._read))
-                    into.setdefault(kind, functools.partial(function, *args))
+            args = (self._outs[step.number], *map_refs(step.args, self._read))
+            if prepare is not None:
+                mine = here if getattr(step.run, "prepared_here", False) else kinds
+                mine.setdefault(kind, functools.partial(prepare, *args))
+            if launch is not None:
+                kernels.setdefault(kind, functools.partial(launch, *args))
         return tuple(list(found.values()) for found in (kinds, here, kernels))
 
     def _apart(self, step: Step) -> torch.Tensor | None:

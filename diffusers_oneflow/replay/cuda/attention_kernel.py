@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def _part(start, matrix, step, head, keys, WIDTH: tl.constexpr, COUNT: tl.constexpr, SIDE: tl.constexpr):
-    """`COUNT` rows of k or v from `start` on, 0 where there are none."""
+    """`COUNT` rows of one head of q, k or v, which has `keys` of them, from `start` on; 0 where there are none."""
     key, column = start + tl.arange(0, COUNT), tl.arange(0, SIDE)
     inside = (key < keys)[:, None] & (column < WIDTH)[None, :]
     return tl.load(matrix + key.to(tl.int64)[:, None] * step + (head * WIDTH + column)[None, :], inside, 0.0)

@@ -28,7 +28,7 @@ def fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor |
     Args:
         q, k, v: (n, rows, heads * width) and twice (n, keys, heads * width).
     """
-    if mask is not None or causal or {q.dtype, k.dtype, v.dtype} - set(HALVES) or len({q.dtype, k.dtype, v.dtype}) > 1:
+    if mask is not None or causal or q.dtype not in HALVES or not q.dtype == k.dtype == v.dtype:
         return False
     alike = q.shape[::2] == k.shape[::2] and k.shape == v.shape and all(t.dim() == 3 and t.stride(2) == 1 for t in (q, k, v))
     return alike and 0 < k.shape[1] <= MOST and q.shape[2] // heads <= WIDEST and q.numel() >= LEAST
