@@ -1,7 +1,9 @@
 """A run as a whole: what passed, what is new about it, and its reports as JSON, JUnit, HTML and Markdown."""
 
 import collections
+import math
 import platform
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,12 +95,22 @@ class Run:
         if pipelines := self.of("pipelines"):
             on = sum(r.main_on_backend and bool(r.components) for r in pipelines)
             said["main models"] = f"on {self.title} in {on} of {len(pipelines)} pipelines ({on / len(pipelines):.0%})"
+        if len(shares := self._shares()) > 1:
+            *_, high = statistics.quantiles(shares, n=10, method="inclusive")
+            middle = f"{statistics.median(shares):.2f} of torch's own in the median of {len(shares)}"
+            said["RMS errors of models"] = f"{middle}, {high:.2f} at the 90th percentile, {max(shares):.2f} at most"
         if self.not_applicable:
             said["not applicable"] = f"{len(self.not_applicable)} cases"
         if self.missing:
             said["not run"] = f"{len(self.missing)} cases"
         said["not covered"] = f"{len(self.not_covered)} pipeline classes of diffusers {diffusers.__version__}"
         return said
+
+    def _shares(self) -> list[float]:
+        """Of the models that were compared, alone and in pipelines, each one's RMS error over torch's own."""
+        rows = [c for r in self.results if r.level != "ops" for c in r.components]
+        errors = [(c["ours"]["rms"], c["torch"]["rms"]) for c in rows]
+        return [ours / theirs for ours, theirs in errors if theirs > 0 and math.isfinite(ours) and math.isfinite(theirs)]
 
     def print(self, console: Console) -> None:
         """Say how it went."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
 MOST_LEVELS = 1  # of 255, between the final images in float32; `most_levels` has those in half types
+# Times what is allowed of the largest errors of several calls on average: what that of a single one may be. The largest of all is
+# mostly chance: of 32 calls of 32 numbers that are equally far off it is above 1.2 times that of 32 others in one draw of 11, and
+# below in a third of those that are 1.25 times as far off. Averages are above in none, and below in a fifth.
+_ONE_CALL = 1.5
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Error:
 
     Attributes:
         rms: root mean square of the difference, over that of the reference.
-        maximum: largest difference, over the largest absolute value of the reference.
+        maximum: largest difference, over the largest absolute value of the reference; of several calls the average.
+        peak: the `maximum` of that one of several calls where it is largest; None of one call.
     """
 
     rms: float
     maximum: float
+    peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,12 @@ class Component:
 
     @property
     def passed(self) -> bool:
-        """Both measures of the error are within `factor` times PyTorch's, or below the floor."""
+        """Each measure of the error is within `factor` times PyTorch's, or below the floor; the peak within 1.5 times that."""
         return not self.failures
 
     @property
     def excess(self) -> float:
-        """The error as a multiple of what is allowed, the larger of the two measures; above 1 where it fails."""
+        """The error as a multiple of what is allowed, in the measure where that is most; above 1 where it fails."""
         return max(_share(ours, most) for _, _, ours, most in self._measures())
 
     @property
@@ -73,6 +79,8 @@ class Component:
             ("largest", self.torch.maximum, self.ours.maximum),
         ):
             yield kind, theirs, ours, max(self.factor * theirs, self.floor)
+        if self.torch.peak is not None and self.ours.peak is not None:
+            yield "largest single", self.torch.peak, self.ours.peak, max(_ONE_CALL * self.factor * self.torch.peak, self.floor)
 
 
 @dataclass(frozen=True)
@@ -181,12 +189,15 @@ def pooled(calls: Sequence[list[Component]]) -> Component:
 
 
 def _over(rows: list[Component]) -> Component:
-    """RMS and largest of the errors of several calls, each in proportion to what that call gives."""
-    theirs, ours = (
-        Error(math.hypot(*(e.rms for e in found)) / math.sqrt(len(found)), max(e.maximum for e in found))
-        for found in ([r.torch for r in rows], [r.ours for r in rows])
-    )
-    return replace(rows[0], torch=theirs, ours=ours)
+    """The errors of several calls, each in proportion to what that call gives."""
+    if len(rows) == 1:
+        return rows[0]
+    return replace(rows[0], torch=_mean([r.torch for r in rows]), ours=_mean([r.ours for r in rows]))
+
+
+def _mean(found: list[Error]) -> Error:
+    largest = [e.maximum for e in found]
+    return Error(math.hypot(*(e.rms for e in found)) / math.sqrt(len(found)), sum(largest) / len(found), max(largest))
 
 
 def error(ours: torch.Tensor, exact: torch.Tensor) -> Error:

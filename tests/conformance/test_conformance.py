@@ -137,6 +137,17 @@ def test_reports_say_what_is_wrong_and_show_it(failing, tmp_path):
     assert "## Not run\n\n- model-clip_text\n" in again.read_text()
 
 
+def test_a_report_says_how_far_off_models_are_beside_torch():
+    """Over all of them, the ops and what torch computes exactly left out."""
+    one = {"torch": {"rms": 2e-4, "maximum": 1.0}, "ours": {"rms": 0.0, "maximum": 0.0}}
+    rows = [{**one, "ours": {"rms": share * 2e-4, "maximum": 0.0}} for share in (0.5, 0.7, 1.9)]
+    exact = {**one, "torch": {"rms": 0.0, "maximum": 0.0}, "ours": {"rms": 1e-9, "maximum": 0.0}}
+    ran = [results.Result("a", components=rows[:2]), results.Result("b", level="models", components=[*rows[2:], exact])]
+    run = report.Run("oneflow", [*ran, results.Result("op", level="ops", components=[{**one, "ours": one["torch"]}] * 9)])
+    said = "0.70 of torch's own in the median of 3, 1.66 at the 90th percentile, 1.90 at most"
+    assert run.counts["RMS errors of models"] == said
+
+
 def test_a_case_that_ends_its_process_fails_alone(capfd):
     """The next one runs in a new process."""
     worker = registry.CASES["t5"]
