@@ -30,8 +30,10 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# JOBS=8 takes so many processes, for this and conformance-ci.
+JOBS ?= 1
 conformance: $(READY)
-	$(BIN)/python -m conformance
+	$(BIN)/python -m conformance --jobs $(JOBS)
 
 # The models of full size, in minutes and gigabytes.
 conformance-full: $(READY)
@@ -42,7 +44,7 @@ SHARD ?= 1
 SHARDS ?= 8
 conformance-ci: $(READY)
 	mkdir -p out
-	$(BIN)/python -m conformance --shard $(SHARD)/$(SHARDS) --json out/conformance-$(SHARD).json \
+	$(BIN)/python -m conformance --jobs $(JOBS) --shard $(SHARD)/$(SHARDS) --json out/conformance-$(SHARD).json \
 	  --html out/conformance-$(SHARD).html --junit out/conformance-$(SHARD).xml
 
 # One report of all parts.

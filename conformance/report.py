@@ -97,7 +97,7 @@ class Run:
             said["main models"] = f"on {self.title} in {on} of {len(pipelines)} pipelines ({on / len(pipelines):.0%})"
         if len(shares := self._shares()) > 1:
             *_, high = statistics.quantiles(shares, n=10, method="inclusive")
-            middle = f"{statistics.median(shares):.2f} of torch's own in the median of {len(shares)}"
+            middle = f"{statistics.median(shares):.2f} of torch's own in the median of {len(shares)} comparisons"
             said["RMS errors of models"] = f"{middle}, {high:.2f} at the 90th percentile, {max(shares):.2f} at most"
         if self.not_applicable:
             said["not applicable"] = f"{len(self.not_applicable)} cases"
@@ -107,10 +107,9 @@ class Run:
         return said
 
     def _shares(self) -> list[float]:
-        """Of the models that were compared, alone and in pipelines, each one's RMS error over torch's own."""
+        """Of the models that were compared, alone and in pipelines, each one's RMS error over torch's own, where it has one."""
         rows = [c for r in self.results if r.level != "ops" for c in r.components]
-        errors = [(c["ours"]["rms"], c["torch"]["rms"]) for c in rows]
-        return [ours / theirs for ours, theirs in errors if theirs > 0 and math.isfinite(ours) and math.isfinite(theirs)]
+        return [c["ours"]["rms"] / c["torch"]["rms"] for c in rows if 0 < c["torch"]["rms"] < math.inf]
 
     def print(self, console: Console) -> None:
         """Say how it went."""

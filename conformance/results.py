@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from diffusers_oneflow.parity import Report
+from diffusers_oneflow.parity import Component, Error, Report
 
 from . import pictures
 from .registry import Case
@@ -20,7 +20,7 @@ class Result:
 
     Attributes:
         failures: what is wrong, a sentence each; empty for a case that passed.
-        components: path, errors of torch and `ours` (rms, maximum; relative to the output), the factor and floor, passed.
+        components: path, errors of torch and `ours` (rms, maximum, peak: `verdict.Error`), the factor and floor, passed.
         levels: largest difference between the final images, of 255.
         fallbacks: component -> why it ran in torch.
         not_applicable: why the case means nothing where it ran; empty for one that was judged.
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def worst(self) -> dict[str, Any] | None:
-        """The component whose largest error takes the most of what is allowed."""
+        """The component whose error, in one of its measures, takes the most of what is allowed."""
         return max(self.components, key=_share, default=None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class Result:
 
 
 def _share(c: dict[str, Any]) -> float:
-    pairs: list[tuple[float, float]] = [(c["torch"][m], c["ours"][m]) for m in ("rms", "maximum")]
-    return max(ours / (max(c["factor"] * theirs, c["floor"]) or 1e-300) for theirs, ours in pairs)
+    theirs, ours = Error(**c["torch"]), Error(**c["ours"])
+    return Component(c["path"], theirs, ours, c["factor"], c["floor"]).excess
 
 
 def of_report(case: Case, report: Report, seconds: float) -> Result:

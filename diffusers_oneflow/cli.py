@@ -129,6 +129,8 @@ def parity(
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
         report.print()
+        for sentence in report.failures:
+            typer.echo(sentence)
     if not report.passed:
         raise typer.Exit(1)
 

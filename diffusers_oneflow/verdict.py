@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 FACTOR, HALF_FACTOR = 1.5, 1.2  # for float32, and for bfloat16 and float16
 FLOOR = 1e-6
 MOST_LEVELS = 1  # of 255, between the final images in float32; `most_levels` has those in half types
-# Times what is allowed of the largest errors of several calls on average: what that of a single one may be. The largest of all is
-# mostly chance: of 32 calls of 32 numbers that are equally far off it is above 1.2 times that of 32 others in one draw of 11, and
-# below in a third of those that are 1.25 times as far off. Averages are above in none, and below in a fifth.
+# The largest error of all calls may be `factor` times this times PyTorch's, since it is mostly chance: of 32 calls of 32 numbers
+# that are equally far off it is above 1.2 times that of 32 others in one draw of 11, and below in a third of those that are 1.25
+# times as far off. What the calls' largest are on average is above in none, and below in a fifth.
 _ONE_CALL = 1.5
+_MEAN, _PEAK = "largest (the average of several calls)", "largest (of several calls)"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Component:
 
     @property
     def passed(self) -> bool:
-        """Each measure of the error is within `factor` times PyTorch's, or below the floor; the peak within 1.5 times that."""
+        """Each measure of the error is within `factor` times PyTorch's, the peak 1.5 times that, or below the floor."""
         return not self.failures
 
     @property
@@ -74,13 +75,14 @@ class Component:
         ]
 
     def _measures(self) -> Iterator[tuple[str, float, float, float]]:
+        several = self.torch.peak is not None and self.ours.peak is not None
         for kind, theirs, ours in (
             ("RMS", self.torch.rms, self.ours.rms),
-            ("largest", self.torch.maximum, self.ours.maximum),
+            (_MEAN if several else "largest", self.torch.maximum, self.ours.maximum),
         ):
             yield kind, theirs, ours, max(self.factor * theirs, self.floor)
         if self.torch.peak is not None and self.ours.peak is not None:
-            yield "largest single", self.torch.peak, self.ours.peak, max(_ONE_CALL * self.factor * self.torch.peak, self.floor)
+            yield _PEAK, self.torch.peak, self.ours.peak, max(_ONE_CALL * self.factor * self.torch.peak, self.floor)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ def test_one_unlucky_call_of_several_does_not_decide():
     assert pooled(calls).ours.maximum == pytest.approx(2.5e-3) and pooled(calls).ours.peak == 3e-3
 
 
-@pytest.mark.parametrize("peak, passed", [(3.5e-3, True), (3.7e-3, False)])
+@pytest.mark.parametrize("peak, passed", [(5.3e-3, True), (5.5e-3, False)])
 def test_what_is_far_off_in_a_single_call_is_found(peak, passed):
-    """On average it is not: 1.02 times torch's."""
-    found = pooled([[row((1e-3, 2e-3), (1e-3, 2e-3))]] * 31 + [[row((1e-3, 2e-3), (1e-3, peak))]])
+    """On average it is not: 1.03 times torch's."""
+    calls = [[row((1e-3, 3e-3), (1e-3, 3e-3))]] + [[row((1e-3, 2e-3), (1e-3, 2e-3))]] * 30
+    found = pooled([*calls, [row((1e-3, 2e-3), (1e-3, peak))]])
     assert found.passed == passed and found.ours.maximum < 1.1 * found.torch.maximum
-    said = "x: its largest single error is 3.7e-03; allowed are 3.6e-03, since torch's is 2.0e-03"
+    said = "x: its largest (of several calls) error is 5.5e-03; allowed are 5.4e-03, since torch's is 3.0e-03"
     assert found.failures == ([] if passed else [said])
 
 

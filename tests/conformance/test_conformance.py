@@ -144,7 +144,7 @@ def test_a_report_says_how_far_off_models_are_beside_torch():
     exact = {**one, "torch": {"rms": 0.0, "maximum": 0.0}, "ours": {"rms": 1e-9, "maximum": 0.0}}
     ran = [results.Result("a", components=rows[:2]), results.Result("b", level="models", components=[*rows[2:], exact])]
     run = report.Run("oneflow", [*ran, results.Result("op", level="ops", components=[{**one, "ours": one["torch"]}] * 9)])
-    said = "0.70 of torch's own in the median of 3, 1.66 at the 90th percentile, 1.90 at most"
+    said = "0.70 of torch's own in the median of 3 comparisons, 1.66 at the 90th percentile, 1.90 at most"
     assert run.counts["RMS errors of models"] == said
 
 
