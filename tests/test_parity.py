@@ -169,15 +169,16 @@ def test_weights_that_are_computed_from_others_are_compared():
     assert call.exact[0].dtype == torch.float64 and 0 < parity.error(call.single[0], call.exact[0]).rms < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share, judged_again", [(1.3, True), (2.0, False)])
 @pytest.mark.parametrize("others", [0.5, 1.4])
-def test_what_fails_by_a_little_is_judged_by_other_calls(monkeypatch, share, judged_again, others):
-    module, x = torch.nn.Linear(4, 4).to(torch.bfloat16), torch.randn(2, 4, dtype=torch.bfloat16)
-    asked = []
+def test_what_fails_by_a_little_is_judged_by_other_calls(monkeypatch, share, judged_again, others, dtype):
+    module, x = torch.nn.Linear(4, 4).to(dtype), torch.randn(2, 4, dtype=dtype)
+    factor, asked = parity.FACTOR if dtype == torch.float32 else parity.HALF_FACTOR, []
 
     def row(excess):
-        ours = parity.HALF_FACTOR * excess * 1e-3
-        return parity.Component("linear", parity.Error(1e-3, 1e-3), parity.Error(ours, ours), parity.HALF_FACTOR)
+        ours = factor * excess * 1e-3
+        return parity.Component("linear", parity.Error(1e-3, 1e-3), parity.Error(ours, ours), factor)
 
     def alone(module, path, expected):
         asked.append([call.args[0] for call in expected])
