@@ -53,6 +53,12 @@ def flatten(self: flow.Tensor, start_dim: int = 0, end_dim: int = -1) -> flow.Te
     return view(_some(self), [*self.shape[:start], -1, *self.shape[end + 1 :]])
 
 
+@native("aten.unflatten.int")
+def unflatten(self: flow.Tensor, dim: int, sizes: Sequence[int]) -> flow.Tensor:
+    dim %= self.ndim
+    return view(_some(self), [*self.shape[:dim], *sizes, *self.shape[dim + 1 :]])
+
+
 @native("aten.unsqueeze.default")
 def unsqueeze(self: flow.Tensor, dim: int) -> flow.Tensor:
     dim %= self.ndim + 1

@@ -234,6 +234,9 @@ _HANDLERS = {
     "aten.transpose.int": ChannelsLast._permute,
     "aten.view.default": ChannelsLast._view,
     "aten.reshape.default": ChannelsLast._view,
+    "aten._unsafe_view.default": ChannelsLast._view,
+    "aten.flatten.using_ints": ChannelsLast._view,
+    "aten.unflatten.int": ChannelsLast._view,
 }
 
 

@@ -14,7 +14,7 @@ _ALWAYS = {
 _SAME_SHAPE = {
     "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.expand.default", "aten.slice.Tensor",
     "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default", "aten.type_as.default",
-    "aten.to.other", "aten.expand_as.default",
+    "aten.to.other", "aten.expand_as.default", "aten.flatten.using_ints", "aten.unflatten.int",
 }  # fmt: skip
 
 

@@ -124,6 +124,19 @@ def test_a_bool_mask_goes_into_the_attention_kernel():
     assert kernels["oneflow.attention.default"] == {"dfo_flash_attention": 1}
 
 
+@pytest.mark.parametrize("rows", [lambda y: y.flatten(2).transpose(1, 2), lambda y: y.reshape(2, 8, 16).permute(0, 2, 1)])
+def test_patches_are_rows_of_an_image_with_its_channels_last(rows):
+    """Nothing is permuted but the image itself, once."""
+    conv = torch.nn.Conv2d(3, 8, 2, stride=2)
+    pos = torch.randn(1, 16, 8)
+    module = Function(lambda x: torch.nn.functional.layer_norm(rows(conv(x)) + pos, (8,)))
+    module.conv = conv
+    program = program_of(module.eval(), torch.randn(2, 3, 8, 8))
+    passes.run(program, native=True)
+    ops = passes.op_counts(program)
+    assert ops.get("aten.permute.default") == 1 and "aten.transpose.int" not in ops
+
+
 def test_a_filter_of_more_taps_than_the_kernel_holds_stays_with_oneflow():
     """The patch embedding of a CLIP image encoder: 14 x 14 taps. The pack's kernel would write behind its memory."""
     conv = torch.nn.Conv2d(3, 4, 14, stride=14).eval()
