@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_oneflow import lowering, passes
 from diffusers_oneflow.capture import is_bookkeeping, op_name, where
@@ -32,7 +33,7 @@ FUNCTIONS = {
     "aten.outer.default": lambda x, y: torch.outer(x[0], y[1]) + 1,
     "aten.clip.default": lambda x, y: x.clip(-0.5, 0.5) * y,
     "aten.meshgrid.indexing": lambda x, y: torch.meshgrid(x[0], y[0], indexing="ij")[1] + 1,
-    "aten.linspace.default": lambda x, y: x + torch.linspace(0, 1, 4),
+    "aten.linspace.default": lambda x, y: x + torch.linspace(0, 1, 4, device=x.device),
     "aten.__and__.Tensor": lambda x, y: masks(x, y).float(),
 }
 
@@ -55,6 +56,18 @@ def test_one_op_is_decomposed_where_it_stands(op, alone):
     assert op in seen
     assert all(map(lowering.is_lowered, passes.op_counts(program_of(module, X, Y))))
     assert component(module, (X, Y), {}).passed
+
+
+def test_on_a_gpu_as_well(alone):
+    """Nothing is computed, so none is needed."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = (torch.empty(3, 4, dtype=torch.float16, device="cuda") for _ in range(2))
+    for function in FUNCTIONS.values():
+        graph = torch.export.export(Function(function), (x, y), strict=False).graph
+        nodes = [n for n in graph.nodes if n.op == "call_function" and not (is_bookkeeping(n) or lowering.is_lowered(op_name(n)))]
+        assert nodes and decompose(graph, nodes, torch.export.default_decompositions(), lambda node: True)
+        made = [n.meta["val"] for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n)]
+        assert any(t.device.type == "cuda" for t in made) and made[-1].device.type == "cuda"
 
 
 def test_several_results_are_each_read_where_they_were(alone):
