@@ -10,7 +10,7 @@ from .base import Rewrite, args_of, emit, value
 _aten = torch.ops.aten
 _PERMUTES = {"aten.permute.default", "aten.transpose.int"}
 _VIEWS = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.unsqueeze.default",
-          "aten.flatten.using_ints", "aten.unflatten.int", "aten.squeeze.dim", "aten.squeeze.dims"}  # fmt: skip
+          "aten.flatten.using_ints", "aten.squeeze.dim", "aten.squeeze.dims"}  # fmt: skip
 
 
 class SimplifyViews(Rewrite):
