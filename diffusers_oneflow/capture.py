@@ -141,30 +141,34 @@ def capture(
         exported = torch.export.export(call, tuple(tensors), strict=False)
         if changed:
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
-        table = {**torch.export.default_decompositions(), **decompositions.TABLE}
-        table = {op: how for op, how in table.items() if not is_lowered(str(op))}
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need. What is
         # traced first are the ops that autocast gets, and the second time those that it makes of them.
-        if casting is not None or _mutates(exported.graph) or not _lower(exported.graph, table, is_lowered):
+        if casting is not None or _mutates(exported.graph) or not _lower(exported.graph, is_lowered):
             _spell_out_diagonals(exported.graph)
             if casting is not None and (odd := autocast.spell_out(exported.graph, casting)) is not None:
                 raise Unsupported(op_name(odd), "torch.autocast casts inside of it", where(odd))
             dtypes = _output_dtypes(exported.graph)
-            exported = exported.run_decompositions(table)
+            exported = exported.run_decompositions(_table(is_lowered))
             # Those that it was to return: behind what it changes, which `_program` refuses.
             if casting is not None and _output_dtypes(exported.graph)[-len(dtypes) :] != dtypes:
                 raise Unsupported("an output", "it has another dtype once its ops are decomposed")
     return _program(exported, results[0])
 
 
-def _lower(graph: torch.fx.Graph, table: dict[Any, Callable[..., Any]], is_lowered: Callable[[str], bool]) -> bool:
+def _table(is_lowered: Callable[[str], bool]) -> dict[Any, Callable[..., Any]]:
+    """What becomes of the ops that cannot be lowered."""
+    table = {**torch.export.default_decompositions(), **decompositions.TABLE}
+    return {op: how for op, how in table.items() if not is_lowered(str(op))}
+
+
+def _lower(graph: torch.fx.Graph, is_lowered: Callable[[str], bool]) -> bool:
     """See that all ops can be lowered, those that cannot having been decomposed by themselves; whether it succeeded."""
 
     def is_known(node: torch.fx.Node) -> bool:
         return is_bookkeeping(node) or is_lowered(op_name(node))
 
-    calls = (n for n in graph.nodes if n.op == "call_function")
-    return local.decompose(graph, [n for n in calls if not is_known(n)], table, is_known)
+    unknown = [n for n in graph.nodes if n.op == "call_function" and not is_known(n)]
+    return not unknown or local.decompose(graph, unknown, _table(is_lowered), is_known)
 
 
 def _output_dtypes(graph: torch.fx.Graph) -> list[torch.dtype | None]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch._export.utils import _compiling_state_context
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -31,14 +32,14 @@ def decompose(
     Returns:
         Whether it could be done; if not, the graph is as it was.
     """
-    made = [(node, list(node.all_input_nodes), _traced(node, table)) for node in nodes]
-    plain = (traced is not None and all(_is_plain(n) and (n.op != "call_function" or is_known(n)) for n in traced.nodes)
-             for _, _, traced in made)  # fmt: skip
-    if not all(plain):
-        return False
+    made: list[tuple[torch.fx.Node, list[torch.fx.Node], torch.fx.Graph]] = []
+    for node in nodes:
+        traced = _traced(node, table)
+        if traced is None or not all(_is_plain(n) and (n.op != "call_function" or is_known(n)) for n in traced.nodes):
+            return False
+        made.append((node, list(node.all_input_nodes), traced))
     done: dict[torch.fx.Node, torch.fx.Node] = {}
     for node, inputs, traced in made:
-        assert traced is not None  # it would not be plain
         _put(graph, node, [done.get(n, n) for n in inputs], traced, done)
     return True
 
@@ -47,10 +48,11 @@ def _traced(node: torch.fx.Node, table: _Table) -> torch.fx.Graph | None:
     """The op of `node` as a graph of the tensors that it reads, on the same fake tensors; None where torch cannot trace it."""
     inputs = list(node.all_input_nodes)
     values = [n.meta.get("val") for n in inputs]
-    mode = _mode(node.meta.get("val"))
+    expected = node.meta.get("val")
+    mode = _mode(expected)
     if mode is None or not all(isinstance(v, torch.Tensor) for v in values):
         return None
-    if not isinstance(node.meta["val"], torch.Tensor) and any(user.target is not operator.getitem for user in node.users):
+    if not isinstance(expected, torch.Tensor) and any(user.target is not operator.getitem for user in node.users):
         return None
 
     def call(*tensors: torch.Tensor) -> Any:
@@ -59,14 +61,26 @@ def _traced(node: torch.fx.Node, table: _Table) -> torch.fx.Graph | None:
         return node.target(*args, **kwargs)  # type: ignore[operator]  # it calls an op
 
     try:
-        with mode:
-            return make_fx(call, decomposition_table=dict(table), tracing_mode="real")(*values).graph
+        # As torch.export does it: else what torch.compile has made raises in all other threads meanwhile.
+        with mode, _compiling_state_context():
+            traced = make_fx(call, decomposition_table=dict(table), tracing_mode="real")(*values).graph
     except Exception:  # what torch cannot trace alone it may still be able to as a part of all
         return None
+    (output,) = traced.find_nodes(op="output")
+    made = torch.fx.node.map_arg(output.args[0], lambda n: n.meta.get("val"))
+    return traced if _forms(made) == _forms(expected) is not None else None
 
 
 def _mode(value: Any) -> FakeTensorMode | None:
     return next((leaf.fake_mode for leaf in tree_leaves(value) if isinstance(leaf, FakeTensor)), None)
+
+
+def _forms(value: Any) -> list[tuple[torch.Size, torch.dtype]] | None:
+    """Shape and dtype of a tensor, or of each in a list of them; None of anything else."""
+    tensors = [value] if isinstance(value, torch.Tensor) else value
+    if not isinstance(tensors, (list, tuple)) or not all(isinstance(t, torch.Tensor) for t in tensors):
+        return None
+    return [(t.shape, t.dtype) for t in tensors]
 
 
 def _is_plain(node: torch.fx.Node) -> bool:

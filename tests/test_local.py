@@ -1,11 +1,13 @@
 """Ops that cannot be lowered are decomposed alone, and what comes of them computes the same."""
 
+import threading
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_oneflow import lowering, passes
-from diffusers_oneflow.capture import is_bookkeeping, op_name, where
+from diffusers_oneflow.capture import _table, is_bookkeeping, op_name, where
 from diffusers_oneflow.local import decompose
 from diffusers_oneflow.parity import component
 from tests.test_capture import program_of
@@ -65,8 +67,10 @@ def test_on_a_gpu_as_well(alone):
     for function in FUNCTIONS.values():
         graph = torch.export.export(Function(function), (x, y), strict=False).graph
         nodes = [n for n in graph.nodes if n.op == "call_function" and not (is_bookkeeping(n) or lowering.is_lowered(op_name(n)))]
-        assert nodes and decompose(graph, nodes, torch.export.default_decompositions(), lambda node: True)
-        made = [n.meta["val"] for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n)]
+        assert nodes and decompose(graph, nodes, _table(lowering.is_lowered), lambda node: True)
+        calls = [n for n in graph.nodes if n.op == "call_function" and not is_bookkeeping(n)]
+        assert all(lowering.is_lowered(op_name(n)) for n in calls)
+        made = [n.meta["val"] for n in calls]
         assert any(t.device.type == "cuda" for t in made) and made[-1].device.type == "cuda"
 
 
@@ -110,6 +114,53 @@ def test_what_cannot_be_decomposed_alone_is_left(monkeypatch):
     monkeypatch.setattr("diffusers_oneflow.local.make_fx", None)
     module = Function(FUNCTIONS["aten.einsum.default"]).eval()
     assert all(map(lowering.is_lowered, passes.op_counts(program_of(module, X, Y))))
+
+
+def test_what_torch_compiled_runs_in_other_threads_meanwhile(alone):
+    compiled = torch.compile(lambda x: x.sin() + 1, backend="eager")
+    compiled(X)
+    module = Function(lambda x, y: torch.concat([x.clip(0, 1)[:2], y[2:]])).eval()
+    failed, stop = [], threading.Event()
+
+    def call():
+        while not stop.is_set():
+            try:
+                compiled(X)
+            except RuntimeError as error:
+                failed.append(str(error))
+                break
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        for _ in range(5):
+            program_of(module, X, Y)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+
+
+def test_lists_within_results_are_left():
+    """A graph could not read them."""
+    with torch.library._scoped_library("dfo_test_local", "DEF") as library:
+        library.define("nest(Tensor x) -> (Tensor, Tensor[])")
+        library.impl("nest", lambda x: (x.sin(), [x.cos(), x.exp()]), "CompositeImplicitAutograd")
+
+        def nested(x):
+            first, (second, third) = torch.ops.dfo_test_local.nest(x)
+            return first + second, third
+
+        exported = torch.export.export(Function(nested), (X,), strict=False)
+        nodes = [n for n in exported.graph.nodes if n.op == "call_function" and "nest" in op_name(n)]
+        assert len(nodes) == 1 and not decompose(exported.graph, nodes, {}, lambda node: True)
+
+
+def test_an_op_of_another_shape_is_no_way_to_compute_one():
+    exported = torch.export.export(Function(lambda x: torch.logaddexp(x, x)), (X,), strict=False)
+    (node,) = (n for n in exported.graph.nodes if n.op == "call_function")
+    for wrong in (lambda x, y: (x + y).sum(), lambda x, y: (x + y).double()):
+        assert not decompose(exported.graph, [node], {torch.ops.aten.logaddexp.default: wrong}, lambda node: True)
 
 
 def test_an_op_that_writes_to_what_it_reads_is_no_way_to_compute_another():
