@@ -143,7 +143,7 @@ def capture(
             raise Unsupported("a stateful module", f"forward changes {', '.join(sorted(set(changed))[:3])}")
         # Decomposing traces everything a second time (4 s for Stable Diffusion's UNet), so it is done only on need. What is
         # traced first are the ops that autocast gets, and the second time those that it makes of them.
-        if casting is not None or _mutates(exported.graph) or not _lower(exported.graph, is_lowered):
+        if casting is not None or any(map(local.mutates, exported.graph.nodes)) or not _lower(exported.graph, is_lowered):
             _spell_out_diagonals(exported.graph)
             if casting is not None and (odd := autocast.spell_out(exported.graph, casting)) is not None:
                 raise Unsupported(op_name(odd), "torch.autocast casts inside of it", where(odd))
@@ -175,11 +175,6 @@ def _output_dtypes(graph: torch.fx.Graph) -> list[torch.dtype | None]:
     (output,) = graph.find_nodes(op="output")
     made: Any = output.args[0]
     return [getattr(n.meta.get("val"), "dtype", None) for n in made if isinstance(n, torch.fx.Node)]
-
-
-def _mutates(graph: torch.fx.Graph) -> bool:
-    nodes = (n.target for n in graph.nodes if n.op == "call_function")
-    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in nodes)
 
 
 def _spell_out_diagonals(graph: torch.fx.Graph) -> None:

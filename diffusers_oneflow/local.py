@@ -68,7 +68,8 @@ def _traced(node: torch.fx.Node, table: _Table) -> torch.fx.Graph | None:
         return None
     (output,) = traced.find_nodes(op="output")
     made = torch.fx.node.map_arg(output.args[0], lambda n: n.meta.get("val"))
-    return traced if _forms(made) == _forms(expected) is not None else None
+    forms = _forms(expected)
+    return traced if forms is not None and _forms(made) == forms else None
 
 
 def _mode(value: Any) -> FakeTensorMode | None:
@@ -85,8 +86,12 @@ def _forms(value: Any) -> list[tuple[torch.Size, torch.dtype]] | None:
 
 def _is_plain(node: torch.fx.Node) -> bool:
     """An input, an output or an op that changes nothing; no constant, which the graph would have to keep."""
-    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    return node.op in ("placeholder", "output") or (node.op == "call_function" and not mutable)
+    return node.op in ("placeholder", "output") or (node.op == "call_function" and not mutates(node))
+
+
+def mutates(node: torch.fx.Node) -> bool:
+    """Whether a node calls an op that writes to a tensor that it is given."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _put(

@@ -75,14 +75,15 @@ class Component:
         ]
 
     def _measures(self) -> Iterator[tuple[str, float, float, float]]:
-        several = self.torch.peak is not None and self.ours.peak is not None
-        for kind, theirs, ours in (
-            ("RMS", self.torch.rms, self.ours.rms),
-            (_MEAN if several else "largest", self.torch.maximum, self.ours.maximum),
-        ):
-            yield kind, theirs, ours, max(self.factor * theirs, self.floor)
-        if self.torch.peak is not None and self.ours.peak is not None:
-            yield _PEAK, self.torch.peak, self.ours.peak, max(_ONE_CALL * self.factor * self.torch.peak, self.floor)
+        if self.torch.peak is None or self.ours.peak is None:
+            largest = [("largest", self.factor, self.torch.maximum, self.ours.maximum)]
+        else:
+            largest = [
+                (_MEAN, self.factor, self.torch.maximum, self.ours.maximum),
+                (_PEAK, _ONE_CALL * self.factor, self.torch.peak, self.ours.peak),
+            ]
+        for kind, factor, theirs, ours in [("RMS", self.factor, self.torch.rms, self.ours.rms), *largest]:
+            yield kind, theirs, ours, max(factor * theirs, self.floor)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,15 @@ def program_of(module, *tensors, **options):
         return capture(module, flat.tensors, rebuild, signature.flatten, lowering.is_lowered)
 
 
+class Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
 class Outer(torch.nn.Module):
     def __init__(self):
         super().__init__()

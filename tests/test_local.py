@@ -10,18 +10,9 @@ from diffusers_oneflow import lowering, passes
 from diffusers_oneflow.capture import _table, is_bookkeeping, op_name, where
 from diffusers_oneflow.local import decompose
 from diffusers_oneflow.parity import component
-from tests.test_capture import program_of
+from tests.test_capture import Function, program_of
 
 X, Y = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 def masks(x, y):

@@ -6,16 +6,7 @@ import torch
 import diffusers_oneflow
 from diffusers_oneflow import OneFlowConfig, explain, parity, passes
 from diffusers_oneflow.kernels import loader
-from tests.test_capture import program_of
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
+from tests.test_capture import Function, program_of
 
 
 def rewritten(function, *tensors, native=False):
