@@ -23,12 +23,15 @@ CALLS, MORE_CALLS = range(8), range(8, 40)
 _SHRINKS = 1 / 64
 # Fewer tokens than these are no prompt.
 _FEW = 3
+# Dimensions of (n, channels, height, width).
+_IMAGE = 4
 
 
 def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Sequence[int] = ()) -> Iterator[list[torch.Tensor]]:
     """`tensors`, number 0, and others of the same shapes, strides and dtypes, the same ones every time.
 
-    In these, floats are up to 1/64 smaller. Where a call has none but masks and single numbers, the ids of tokens, its first
+    In these, floats are up to 1/64 smaller; in an image of zeros, where there is nothing else, they are up to 1/64 from zero.
+    Where a call has none but masks and single numbers, the ids of tokens, its first
     integers, are others: all but the first, the last and the largest of a row, which begin, pad and end a prompt; or, where
     fewer than three are left so, all of them. Of `MORE_CALLS` the first are others too: whatever follows, what a text encoder
     makes of the token that begins all prompts is the same in all of them, its largest error as well.
@@ -43,12 +46,15 @@ def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Seque
     ids = next((i for i, t in enumerate(tensors) if _is_row_of_ids(t)), -1)
     # An id that is in no table ends a GPU's process.
     tokens = min((size for size in tables if ids >= 0 and size > int(tensors[ids].max())), default=0)
-    if not floats and not tokens:
+    empty = not floats and not tokens and any(map(_is_empty_image, tensors))
+    if not floats and not tokens and not empty:
         return
     for seed in filter(None, numbers):
         noise = torch.Generator().manual_seed(seed)
         if floats:
             yield [_shrunk(t, noise) for t in tensors]
+        elif empty:
+            yield [_filled(t, noise) for t in tensors]
         else:
             yield [_redrawn(t, tokens, noise, seed in CALLS) if i == ids else t for i, t in enumerate(tensors)]
 
@@ -65,6 +71,18 @@ def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
         return tensor
     share = 1 - _SHRINKS * torch.rand(tensor.shape, generator=noise).to(tensor.device)
     return torch.empty_like(tensor).copy_(tensor * share)
+
+
+def _is_empty_image(tensor: torch.Tensor) -> bool:
+    """What a pipeline gives an image encoder where there is no image."""
+    return tensor.is_floating_point() and tensor.ndim == _IMAGE and tensor.numel() > 0 and not tensor.any()
+
+
+def _filled(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    if not _is_empty_image(tensor):
+        return tensor
+    numbers = _SHRINKS * (2 * torch.rand(tensor.shape, generator=noise) - 1)
+    return torch.empty_like(tensor).copy_(numbers.to(tensor.device))
 
 
 def _is_row_of_ids(tensor: torch.Tensor) -> bool:

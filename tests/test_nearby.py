@@ -60,7 +60,32 @@ def test_of_an_empty_prompt_all_tokens_are_others():
     assert len(torch.cat(others).unique()) > 10 and all((made >= 0).all() and (made < 20).all() for made in others)
 
 
-@pytest.mark.parametrize("tensors", [[], [torch.tensor([True, False])], [torch.tensor(3.0)], [torch.zeros(1, 4).expand(3, 4)]])
+def test_of_an_empty_image_there_are_others():
+    image, single = torch.zeros(2, 3, 4, 5, dtype=torch.float16).to(memory_format=torch.channels_last), torch.tensor(3.0)
+    first, *others = nearby.calls([image, single])
+    assert first[0] is image and len(others) == len(nearby.CALLS) - 1
+    for made in others:
+        assert made[0].stride() == image.stride() and made[0].dtype == image.dtype and made[1] is single
+        assert 1 / 128 < made[0].abs().max() <= 1 / 64 and (made[0] < 0).any() and len(made[0].unique()) > 60
+    assert len({tuple(made[0].flatten().tolist()) for made in others}) == len(others)
+
+
+def test_beside_other_numbers_an_empty_image_stays():
+    image, prompt = torch.zeros(1, 3, 4, 5), torch.randn(1, 7, 8)
+    assert all(made[0] is image and made[1] is not prompt for made in list(nearby.calls([image, prompt]))[1:])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [torch.tensor([True, False])],
+        [torch.zeros(2, 3)],
+        [torch.zeros(0, 3, 4, 5)],
+        [torch.tensor(3.0)],
+        [torch.zeros(1, 4).expand(3, 4)],
+    ],
+)
 def test_where_nothing_can_be_other_there_is_one_call(tensors):
     assert len(list(nearby.calls(tensors, tables=[20]))) == 1
 
