@@ -1,6 +1,7 @@
 """NVIDIA GPUs as devices on which graphs are replayed; nothing of Triton's is imported before one is used."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -35,18 +36,19 @@ class Cuda(Plain):
     def wake(self) -> None:
         """Load Triton, and let it compile what its first kernel needs, in a thread: that takes 1.5 seconds.
 
-        What is installed beside it after that, flash attention 4 and quack.
+        Beside that a process imports flash attention 4 and quack, where they are installed.
         """
+        from .cuda import cute_ahead, flash
 
         def load() -> None:
             with contextlib.suppress(Exception):  # it fails again where it is needed, and says so
-                from .cuda import flash, memsets, quack
+                from .cuda import memsets
 
                 with torch.cuda.device(self.torch):
                     memsets.load()
-                flash.usable(self.torch)
-                quack.usable(self.torch)
 
+        if flash.able(self.torch):
+            cute_ahead.start(self.torch)
         if not self._awake:
             self._awake = True
             threading.Thread(target=load, name="diffusers_oneflow loads Triton").start()
@@ -127,8 +129,11 @@ class Cuda(Plain):
             raise
 
     def _prepare(self, preparations: Preparations, here: Preparations, kernels: Preparations) -> None:
-        """cuDNN compiles in several threads at once, Triton in processes: after each other they would take most of a build."""
-        from .cuda import ahead
+        """cuDNN compiles in several threads at once, Triton in processes: after each other they would take most of a build.
+
+        So do flash attention 4 and quack, where their process was started: what is asked of it is imported here meanwhile.
+        """
+        from .cuda import ahead, cute_ahead, flash
 
         def one(prepare: Callable[[], object]) -> None:
             # What fails here fails again when it is run, and says so.
@@ -139,8 +144,7 @@ class Cuda(Plain):
             wait = ahead.compile_ahead(kernels)
         with ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
-            for prepare in here:
-                one(prepare)
+            cute_ahead.prepare(self.torch, [functools.partial(one, prepare) for prepare in here], flash.function)
             wait()
             list(others)
             list(pool.map(one, kernels))

@@ -109,6 +109,16 @@ def test_others_are_two(package, module, dtype, rows):
 
 def test_where_quack_is_not_installed_there_are_two(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "quack.epilogue.library", None)
+    monkeypatch.setattr(quack, "version", lambda package: None)
     quack.epilogue.cache_clear()
     graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
     assert "triton gated" in kernels_of(graph) and not quack.usable(torch.device("cuda"))
+
+
+def test_where_quack_does_not_import_it_is_said(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "quack.epilogue.library", None)
+    quack.epilogue.cache_clear()
+    x, weight, out = (torch.zeros(n, 16, dtype=torch.bfloat16) for n in (64, 128, 64))
+    with pytest.warns(UserWarning, match="quack-kernels cannot compute a gated layer here, two kernels do: .*quack"):
+        gates.Ways("gelu").prepare(out, x, weight, None, None)
+    assert quack.failed == {"gelu"} and not quack.usable(torch.device("cuda"))

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusers_oneflow.replay.cuda import attention, flash, quack
+from diffusers_oneflow.errors import Unsupported
+from diffusers_oneflow.replay.cuda import attention, choice, flash, quack
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def installed(monkeypatch):
     package.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", package)
-    monkeypatch.setattr(flash, "usable", lambda device: True)
+    monkeypatch.setattr(flash, "able", lambda device: True)
     monkeypatch.setattr(flash, "_there", set())
     flash.function.cache_clear()
     yield calls
@@ -71,6 +72,24 @@ def test_where_it_is_not_installed_torch_has_the_rest(monkeypatch):
         assert flash.function() is None and not flash.usable(torch.device("cpu"))
         ways = attention.Ways(4, False, None)._ways(*tensors(4096, 4096, 4, 64), None)
         assert ways and "flash_attention_4" not in [name for _, name in ways]
+    finally:
+        flash.function.cache_clear()
+
+
+def test_where_it_is_installed_and_broken_it_is_said_and_torch_has_the_rest(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    monkeypatch.setattr(flash, "is_tried", lambda device: True)
+    monkeypatch.setattr(flash, "version", {"flash-attn-4": "4.0"}.get)
+    monkeypatch.setattr(flash, "LEAST", 1.0)
+    monkeypatch.setattr(flash, "_there", set())
+    flash.function.cache_clear()
+    try:
+        given = tensors(24, 24, 4, 8)
+        ways = dict((name, run) for run, name in attention.Ways(4, False, None)._ways(*given, None))
+        with pytest.warns(UserWarning, match="flash-attn-4 is installed and cannot be used, other kernels are: .*flash_attn"):
+            error = choice._error((ways["flash_attention_4"], ""), (*given, None))
+        assert isinstance(error, Unsupported)
+        assert attention.Ways(4, False, None)(None, *given, None).shape == (1, 24, 32)
     finally:
         flash.function.cache_clear()
 

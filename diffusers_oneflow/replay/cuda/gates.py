@@ -28,7 +28,7 @@ def product(lowered: Lowered, node: torch.fx.Node, x: Ref, weight: Ref, bias: Re
     large = 2.0 * math.prod(x.shape) * columns >= flash.LEAST
     if gate not in quack.ACTS or not (half and dense and large) or k % quack.STEP or columns % (2 * quack.STEP):
         return None
-    if not quack.able(gate, bias is not None, lowered.device.torch):
+    if not quack.able(gate, lowered.device.torch):
         return None
     # As it is it would be put in another order in every layer; this is done beside the rest.
     wide = None if bias is None else lowered.step(node, _widen, (bias,), bias.shape, torch.float32, "triton widen")

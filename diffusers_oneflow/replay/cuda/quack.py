@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from ...cache import version
 from ...errors import first_line
 from ...passes.base import HALVES
-from . import flash
+from . import cute_ahead, flash
 from .strides import aligned
 
 # Our names of activations, and those of quack's functions.
@@ -32,35 +33,37 @@ failed: set[str] = set()
 
 @functools.cache
 def epilogue(act: str, bias: bool) -> Any:
-    """What multiplies, and gates but for "none"; None where quack does not import."""
-    try:
-        # It imports parts of quack, maybe in another thread just now: half done they would be taken for broken.
-        flash.function()
+    """What multiplies, and gates but for "none". Raises whatever importing it raises, and AttributeError for another version."""
+    # It imports parts of quack, maybe in another thread just now: half done they would be taken for broken.
+    flash.function()
+    with cute_ahead.caches():
         library = importlib.import_module("quack.epilogue.library")
         activation = importlib.import_module("quack.activation")
-        ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
-        if act == "none":
-            return library.linear_act_mod(None, gated=False, **ends)
-        function = getattr(activation, ACTS[act])
+    ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
+    if act == "none":
+        return library.linear_act_mod(None, gated=False, **ends)
+    function = getattr(activation, ACTS[act])
 
-        def gated(a: Any, b: Any) -> Any:
-            return a * function(b)
+    def gated(a: Any, b: Any) -> Any:
+        return a * function(b)
 
-        name = f"diffusers_oneflow_{act}"
-        activation.gate_fn_map[name] = gated
-        return library.linear_act_mod(name, gated=True, **ends)
-    except Exception:  # not installed, of another version, or not with what it is built on
-        return None
+    name = f"diffusers_oneflow_{act}"
+    activation.gate_fn_map[name] = gated
+    return library.linear_act_mod(name, gated=True, **ends)
 
 
 def usable(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and imports here; the first time that takes seconds."""
-    return flash.is_tried(device) and None not in (epilogue("gelu", True), epilogue("none", False))
+    try:
+        epilogue("gelu", True), epilogue("none", False)
+    except Exception:  # not installed, of another version, or not with what it is built on
+        return False
+    return flash.is_tried(device)
 
 
-def able(act: str, bias: bool, device: torch.device) -> bool:
-    """Whether it may compute products that end so, there."""
-    return act not in failed and flash.is_tried(device) and epilogue(act, bias) is not None
+def able(act: str, device: torch.device) -> bool:
+    """Whether it may compute products that end so, there: it is imported when it is needed, which takes seconds."""
+    return act not in failed and flash.is_tried(device) and version("quack-kernels") is not None
 
 
 def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -69,7 +72,7 @@ def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
     dense = aligned(out, x, weight) and x.is_contiguous() and weight.is_contiguous()
     large = 2.0 * x.numel() * len(weight) >= _PART * flash.LEAST
     even = x.shape[1] % STEP == len(weight) % STEP == 0
-    return half and dense and large and even and able("none", False, x.device)
+    return half and dense and large and even and able("none", x.device)
 
 
 def multiply(
@@ -84,8 +87,11 @@ def multiply(
         bias: (columns,) in float32, or None.
 
     Raises:
+        cute_ahead.Deferred: another process compiles it.
         Exception: whatever its compiler raises. It is said once, as a warning, and remembered in `failed`.
     """
+    kind = ("quack", number, act, x.dtype, bias is None)
+    cute_ahead.defer(kind, "quack.multiply", number, act, out, x, weight, bias)
     operands = {} if bias is None else {"mRowVecBroadcast": bias[None]}
     halves = {} if act == "none" else {"concat_layout": ("B", *operands)}
     try:
