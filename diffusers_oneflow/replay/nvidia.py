@@ -70,7 +70,7 @@ class Cuda(Plain):
         self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = (), kernels: Preparations = ()
     ) -> Callable[[], None]:
         """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""
-        from .cuda import choice, driver
+        from .cuda import choice, cute_ahead, driver, flash
 
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
@@ -87,7 +87,7 @@ class Cuda(Plain):
             stream = driver.stream(self.torch, 0)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                run()
+                cute_ahead.twice(self.torch, run, flash.function)
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             session.settle(record)
@@ -131,7 +131,7 @@ class Cuda(Plain):
     def _prepare(self, preparations: Preparations, here: Preparations, kernels: Preparations) -> None:
         """cuDNN compiles in several threads at once, Triton in processes: after each other they would take most of a build.
 
-        So do flash attention 4 and quack, where their process was started: what is asked of it is imported here meanwhile.
+        So do flash attention 4 and quack, where their process was started: it is asked, and they are imported here meanwhile.
         """
         from .cuda import ahead, cute_ahead, flash
 
@@ -144,7 +144,8 @@ class Cuda(Plain):
             wait = ahead.compile_ahead(kernels)
         with ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
-            cute_ahead.prepare(self.torch, [functools.partial(one, prepare) for prepare in here], flash.function)
+            if cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]):
+                flash.function()
             wait()
             list(others)
             list(pool.map(one, kernels))

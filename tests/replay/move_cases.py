@@ -94,3 +94,14 @@ def test_parts_are_joined_in_the_order_in_which_all_lie(turned):
     assert sum("copy" in step.kernel for step in graph.steps) == turned  # behind it, where it is not in the order of positions
     with torch.no_grad():
         torch.testing.assert_close(graph(given)[0], module(*given), rtol=1e-5, atol=1e-6)
+
+
+def test_what_prepares_a_graph_compiles_what_joins(monkeypatch):
+    module, given = Joint(False).eval(), [numbers(2, 5, 8), numbers(2, 3, 8)]
+    graph = graph_of(module, *given, device=Interpreted())
+    launched = []
+    monkeypatch.setattr(moves, "move", lambda out, x: launched.append((tuple(out.shape), tuple(x.shape))))
+    *_, kernels = graph._preparations()
+    for launch in kernels:
+        launch()
+    assert launched == [((2, 5, 2, 4), (2, 5, 2, 4)), ((2, 3, 2, 4), (2, 3, 2, 4))]

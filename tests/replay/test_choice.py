@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from diffusers_oneflow.replay.cuda import choice, kept
+from diffusers_oneflow.replay.cuda import choice, cute_ahead, kept
 
 GPU = torch.device("cuda", 0)
 
@@ -106,6 +106,30 @@ def test_the_fastest_that_runs_is_taken_and_kept(file):
 
 def test_steps_of_one_kind_are_judged_by_what_all_take_together():
     assert settled(Step(1.0, 2.0), Step(5.0, 2.0), Step(1.0, 2.0, kind="other")) == [1, 1, 0]
+
+
+def test_what_is_compiled_elsewhere_is_found_in_the_next_run(file):
+    other = Step(3.0, 1.0, kind="other")
+    step, ready = Step(3.0, cute_ahead.Deferred("flash"), 2.0, 0.1, spare=1), (3.0, 1.0, 2.0, 0.1)
+    out = torch.zeros(4)
+    with choice.measuring(0) as session:
+        for one in (other, step):
+            one(out)
+        assert step.name == "" and step.ran[-1] == 0 and out[0] == 1.0  # never what is spare
+        assert session.pending == [other]
+        step.given = ready
+        for one in (other, step):
+            one(out)
+        session.settle(lambda: Graph([other, step], out).replay)
+    assert (other.name, step.name) == ("way 1", "way 1")
+    kept.known.cache_clear()
+    again = Step(3.0, cute_ahead.Deferred("flash"), 2.0, 0.1, spare=1)
+    with choice.measuring(0):
+        again(out)
+        assert again.name == "" and again.ran[-1] == 0
+        again.given = ready
+        again(out)
+    assert again.name == "way 1"
 
 
 def test_a_graph_with_the_ways_that_were_taken_computes_each_step_once():

@@ -26,8 +26,9 @@ def flash_attn_func(q, k, v, softmax_scale=None, causal=False):
     if q.shape[-1] == 16:
         raise RuntimeError("no such heads")
     folder.mkdir(parents=True, exist_ok=True)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     target = [os.environ.get(n) for n in ("CUTE_DSL_ARCH", "FLASH_ATTENTION_ARCH", "QUACK_ARCH", "FLASH_ATTENTION_NUM_SMS")]
-    said = [tuple(q.shape), k.stride(), str(v.dtype), str(q.device), softmax_scale, causal, os.environ.get("CUDA_VISIBLE_DEVICES")]
+    said = [tuple(q.shape), k.stride(), str(v.dtype), str(q.device), softmax_scale, causal, seen]
     (folder / str(q.shape[-1])).write_text(repr((*said, *target)))
     return q
 """
@@ -136,27 +137,30 @@ def test_another_process_compiles_what_was_asked_for(installed):
     assert (installed / "flash-attn-4" / "80").exists()
 
 
-def test_preparations_are_called_again_when_it_is_compiled(installed):
+def test_a_run_without_them_is_made_while_they_are_compiled(installed):
     cute_ahead.start(_GPU)
     order = []
 
-    def plain():
-        order.append("plain")
-
-    def long():
-        order.append("long")
+    def run():
+        order.append("run")
         attend(48)
         order.append("launched")
 
     def load():
         order.append("load")
 
-    cute_ahead.prepare(_GPU, [long, plain], load)
-    assert order == ["long", "plain", "load", "long", "launched"] and (installed / "flash-attn-4" / "48").exists()
+    assert cute_ahead.ask(_GPU, [run, lambda: order.append("plain")]) and order == ["run", "plain"]
+    assert not cute_ahead.ask(_GPU, [lambda: None])
+    cute_ahead.twice(_GPU, run, load)
+    assert order == ["run", "plain", "run", "load", "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
+    order.clear()
+    cute_ahead.twice(_GPU, lambda: order.append("plain"), load)
+    assert order == ["plain"]
     cute_ahead._compilers.clear()
     order.clear()
-    cute_ahead.prepare(_GPU, [long, plain], load)  # without a process
-    assert order == ["long", "launched", "plain"]
+    assert not cute_ahead.ask(_GPU, [run])  # without a process
+    cute_ahead.twice(_GPU, run, load)
+    assert order == ["run", "launched"] * 2
 
 
 def test_nothing_is_asked_for_outside_and_by_other_threads(installed, monkeypatch):

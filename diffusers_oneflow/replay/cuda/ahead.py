@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # Processes, each for two kernels at least; seconds after which they are not waited for any more.
-_MOST, _PATIENCE = 8, 60.0
+_MOST, _PATIENCE = 16, 60.0
 _WORKER = Path(__file__).with_name("ahead_worker.py")
 Kernel = dict[str, Any]
 

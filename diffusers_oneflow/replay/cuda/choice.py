@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import kept
+from . import cute_ahead, kept
 
 Way = tuple[Callable[..., Any], str]
 # After so many seconds no other graph is measured; what has not been by then is out.
@@ -61,7 +61,10 @@ class Ways:
             RuntimeError: none can compute it.
         """
         if self._way is None:
-            self._find(key, args, device, spare)
+            try:
+                self._find(key, args, device, spare)
+            except cute_ahead.Deferred:  # there is another run when it is compiled
+                return next(way for way in self._ways(*args) if _error(way, args) is None)[0](*args)
         assert self._way is not None
         run = self._way[0]
         return run(*args) if _open is None else _open.marked(self, run, args)
@@ -97,7 +100,11 @@ class Ways:
         known = [] if _open is None else _open.able.get(self.key, [])
         if known and _error(ways[known[0]], args) is None:
             return known
-        errors = {n: _error(way, args) for n, way in enumerate(ways[: len(ways) - spare])}
+        errors: dict[int, Exception | None] = {}
+        for n, way in enumerate(ways[: len(ways) - spare]):
+            errors[n] = error = _error(way, args)
+            if isinstance(error, cute_ahead.Deferred):
+                raise error
         if all(error is not None for error in errors.values()):
             errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
         able = [n for n, error in errors.items() if error is None]

@@ -111,20 +111,22 @@ def start(device: torch.device) -> None:
         _compilers[device] = Compiler(device)
 
 
-def prepare(device: torch.device, preparations: Sequence[Callable[[], object]], load: Callable[[], object]) -> None:
-    """Call all of `preparations`; those that need kernels of these packages again, once they are compiled, and `load` meanwhile.
+def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> bool:
+    """Call all of `calls`, each of which ends where it needs a kernel of these packages; whether one did."""
+    with _deferring(device) as is_left:
+        return any([is_left(call) for call in calls])  # all of them
+
+
+def twice(device: torch.device, run: Callable[[], object], load: Callable[[], object]) -> None:
+    """Call `run`, and, if it left out kernels of these packages, again when they are compiled.
 
     Args:
-        preparations: they may raise `Deferred`.
-        load: imports what finds the kernels.
+        load: imports what finds them.
     """
-    with _deferring(device) as is_left:
-        left = [preparation for preparation in preparations if is_left(preparation)]
-    if left:
+    if ask(device, [run]):
         load()
         _compilers[device].wait()
-    for preparation in left:
-        preparation()
+        run()
 
 
 @contextlib.contextmanager
@@ -150,7 +152,7 @@ def _deferring(device: torch.device) -> Iterator[Callable[[Callable[[], object]]
 
 
 def defer(key: object, name: str, *args: Any) -> None:
-    """Called before a package is: within `prepare` another process is asked instead.
+    """Called before a package is: within `ask` another process is asked instead.
 
     Raises:
         Deferred: it was.

@@ -66,6 +66,10 @@ class Cat(choice.Ways):
         shapes = tuple((tuple(t.shape), t.stride()) for t in parts)
         self._compute(("cat", self.dim, shapes, str(out.dtype)), (out, *parts), out.device, spare=0)
 
+    def kernels(self, out: torch.Tensor, *parts: torch.Tensor) -> None:
+        """Launch those of Triton's."""
+        self._moved(out, *parts)
+
     def _ways(self, *tensors: torch.Tensor) -> list[choice.Way]:
         return [(self._moved, "triton cat"), (self._in_torch, "cat")]
 
