@@ -31,10 +31,10 @@ def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Seque
     """`tensors`, number 0, and others of the same shapes, strides and dtypes, the same ones every time.
 
     In these, floats are up to 1/64 smaller; in an image of zeros, where there is nothing else, they are up to 1/64 from zero.
-    Where a call has none but masks and single numbers, the ids of tokens, its first
-    integers, are others: all but the first, the last and the largest of a row, which begin, pad and end a prompt; or, where
-    fewer than three are left so, all of them. Of `MORE_CALLS` the first are others too: whatever follows, what a text encoder
-    makes of the token that begins all prompts is the same in all of them, its largest error as well.
+    Where a call has none but masks and single numbers, the ids of tokens, its first integers, are others: all but the first, the
+    last and the largest of a row, which begin, pad and end a prompt; or, where fewer than three are left so, all of them. Of
+    `MORE_CALLS` the first are others too: whatever follows, what a text encoder makes of the token that begins all prompts is the
+    same in all of them, its largest error as well.
 
     Args:
         numbers: which of them; there are no others, if nothing could be changed.
@@ -61,9 +61,12 @@ def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Seque
 
 def _is_free(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds numbers that may be others: no mask, no single number, nothing whose places share memory."""
-    if not tensor.is_floating_point() or tensor.numel() < 2 or torch.empty_like(tensor).stride() != tensor.stride():
-        return False
-    return len(tensor.unique()) > 2
+    return _has_places(tensor) and len(tensor.unique()) > 2
+
+
+def _has_places(tensor: torch.Tensor) -> bool:
+    """Whether each of its floats, of which there are some, has a place of its own."""
+    return tensor.is_floating_point() and tensor.numel() > 1 and torch.empty_like(tensor).stride() == tensor.stride()
 
 
 def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
@@ -75,7 +78,7 @@ def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 def _is_empty_image(tensor: torch.Tensor) -> bool:
     """What a pipeline gives an image encoder where there is no image."""
-    return tensor.is_floating_point() and tensor.ndim == _IMAGE and tensor.numel() > 0 and not tensor.any()
+    return _has_places(tensor) and tensor.ndim == _IMAGE and not tensor.any()
 
 
 def _filled(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

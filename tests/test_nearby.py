@@ -82,6 +82,7 @@ def test_beside_other_numbers_an_empty_image_stays():
         [torch.tensor([True, False])],
         [torch.zeros(2, 3)],
         [torch.zeros(0, 3, 4, 5)],
+        [torch.zeros(1, 3, 1, 1).expand(1, 3, 4, 5)],
         [torch.tensor(3.0)],
         [torch.zeros(1, 4).expand(3, 4)],
     ],

@@ -142,7 +142,8 @@ class Cuda(Plain):
 
         with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad():
             wait = ahead.compile_ahead(kernels)
-        with ThreadPoolExecutor(min(8, ahead.cores())) as pool:
+        importing = cute_ahead.caches() if flash.able(self.torch) else contextlib.nullcontext()
+        with importing, ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
             if cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]):
                 flash.function()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusers_oneflow.replay.cuda import gates, quack
+from diffusers_oneflow.replay.cuda import cute_ahead, gates, quack
 
 from .test_graph import graph_of
 from .triton_cases import numbers
@@ -109,7 +109,7 @@ def test_others_are_two(package, module, dtype, rows):
 
 def test_where_quack_is_not_installed_there_are_two(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "quack.epilogue.library", None)
-    monkeypatch.setattr(quack, "version", lambda package: None)
+    monkeypatch.setattr(cute_ahead, "installed", lambda package: False)
     quack.epilogue.cache_clear()
     graph = graph_of(Feed().eval().to(torch.bfloat16), torch.randn(2, 32, 16, dtype=torch.bfloat16), device=Interpreted())
     assert "triton gated" in kernels_of(graph) and not quack.usable(torch.device("cuda"))

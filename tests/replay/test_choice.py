@@ -132,6 +132,19 @@ def test_what_is_compiled_elsewhere_is_found_in_the_next_run(file):
     assert again.name == "way 1"
 
 
+def test_meanwhile_what_has_no_room_is_said():
+    deferred, short = cute_ahead.Deferred("flash"), torch.OutOfMemoryError("short")
+    out = torch.zeros(4)
+    with choice.measuring(0):
+        with pytest.raises(torch.OutOfMemoryError, match="short"):
+            Step(deferred, short, None)(out)
+        with pytest.raises(RuntimeError, match="no kernel computes this"):
+            Step(deferred, None)(out)
+        working = Step(deferred, short, 1.0)
+        working(out)
+        assert working.ran == [2] and working.name == ""
+
+
 def test_a_graph_with_the_ways_that_were_taken_computes_each_step_once():
     step = Step(3.0, 1.0)
     assert settled(step) == [1]

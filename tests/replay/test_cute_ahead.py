@@ -1,28 +1,33 @@
 """Kernels of flash attention 4 and quack compiled in another process; packages that write a file stand for these."""
 
 import ast
+import contextlib
 import os
+import shutil
 import sys
 import threading
 import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
+from diffusers_oneflow.replay import nvidia
 from diffusers_oneflow.replay.cuda import cute_ahead, flash, quack
 
 _GPU = torch.device("cuda", 0)
 _FLASH = """
-import ast
 import os
+import time
 from pathlib import Path
 folder = Path(os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"])
 
 def flash_attn_func(q, k, v, softmax_scale=None, causal=False):
     if q.shape[-1] == 24:
-        os.abort()
+        os.kill(os.getpid(), 9)
+    if q.shape[-1] == 32:
+        time.sleep(600)
+    print("who compiles has much to say", flush=True)
     if q.shape[-1] == 16:
         raise RuntimeError("no such heads")
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +41,6 @@ _QUACK = {
     "__init__.py": "", "epilogue/__init__.py": "", "activation.py": "gate_fn_map = {}\ngelu_erf = abs\n",
     "gemm_config.py": "def GemmConfig(**how):\n    return how['tile_n']\n",
     "epilogue/library.py": """
-import ast
 import os
 from pathlib import Path
 
@@ -67,18 +71,21 @@ def installed(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     for name in [n for n in os.environ if n.startswith(("FLASH_ATTENTION_", "QUACK_", "CUTE_DSL_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("DIFFUSERS_ONEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("DIFFUSERS_ONEFLOW_CACHE", raising=False)
     properties = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(cute_ahead, "_CORES", 1)
     monkeypatch.setattr(cute_ahead, "_compilers", {})
-    cute_ahead._variables.cache_clear()
-    yield tmp_path / "cache"
+    monkeypatch.setattr(cute_ahead, "_there", set())
+    found = (cute_ahead._folder, flash.function, quack.epilogue)
+    for function in found:
+        function.cache_clear()
+    yield tmp_path / "user" / "diffusers_oneflow" / "kernels"
     for compiler in cute_ahead._compilers.values():
-        compiler._end()
-    cute_ahead._variables.cache_clear()
-    flash.function.cache_clear()
-    quack.epilogue.cache_clear()
+        compiler.end()
+    for function in found:
+        function.cache_clear()
     for name in [n for n in sys.modules if n.split(".")[0] in ("flash_attn", "quack")]:
         del sys.modules[name]
 
@@ -98,16 +105,7 @@ def gate(number, rows=32):
 
 def asked(*calls):
     """Which of `calls` were left to the other process."""
-    found = []
-    with cute_ahead._deferring(_GPU) as is_left:
-        for call in calls:
-
-            def one(call=call):
-                with pytest.raises(cute_ahead.Deferred):
-                    call()
-
-            found.append(is_left(one))
-    return found
+    return [cute_ahead.ask(_GPU, [call]) for call in calls]
 
 
 def test_another_process_compiles_what_was_asked_for(installed):
@@ -128,13 +126,18 @@ def test_another_process_compiles_what_was_asked_for(installed):
     assert ast.literal_eval((installed / "flash-attn-4" / "40").read_text()) == (*said, "sm_90a", "sm_90", "90", "132")
     assert sorted(p.name for p in (installed / "flash-attn-4").iterdir()) == ["40"]
     kept = sorted((installed / "quack-kernels").iterdir())
-    assert [p.name for p in kept] == ["diffusers_oneflow_gelu-128", "diffusers_oneflow_gelu-160"]
+    assert [p.name for p in kept] == ["diffusers_oneflow_gelu_erf-128", "diffusers_oneflow_gelu_erf-160"]
     assert ast.literal_eval(kept[0].read_text())[:2] == ((32, 16), (16, 128)) and "mRowVecBroadcast" in kept[0].read_text()
-    # It is there for the next graph, which asks for one more.
+    # It is there for the next graph, which asks for one more; what was compiled is here.
     cute_ahead.start(_GPU)
-    assert cute_ahead._compilers[_GPU] is first and asked(lambda: attend(80), lambda: attend(40)) == [True] * 2
-    cute_ahead._compilers[_GPU].wait()
+    assert cute_ahead._compilers[_GPU] is first and asked(lambda: attend(80), lambda: attend(40)) == [True, False]
+    first.wait()
     assert (installed / "flash-attn-4" / "80").exists()
+    # Also where there is another process.
+    first.end()
+    assert not first.lives() and first._to.closed and first._from.closed
+    cute_ahead.start(_GPU)
+    assert cute_ahead._compilers[_GPU].lives() and asked(lambda: attend(80)) == [False]
 
 
 def test_a_run_without_them_is_made_while_they_are_compiled(installed):
@@ -164,30 +167,51 @@ def test_a_run_without_them_is_made_while_they_are_compiled(installed):
 
 
 def test_nothing_is_asked_for_outside_and_by_other_threads(installed, monkeypatch):
-    (installed.parent / "worker.py").write_text("import time\ntime.sleep(100)")
-    monkeypatch.setattr(cute_ahead, "_WORKER", installed.parent / "worker.py")
+    (path := installed.parents[2] / "worker.py").write_text("import time\ntime.sleep(100)")
+    monkeypatch.setattr(cute_ahead, "_WORKER", path)
     cute_ahead.start(_GPU)
     seen = []
 
-    def other():
-        cute_ahead.defer("kind", "flash.attention")
-        seen.append(True)
+    def other(number):
+        cute_ahead.defer(number, "flash.attention")
+        seen.append(number)
 
-    with cute_ahead._deferring(_GPU) as is_left:
-        assert not is_left(lambda: None)
-        thread = threading.Thread(target=other)
+    def inside():
+        thread = threading.Thread(target=other, args=(0,))
         thread.start()
         thread.join()
-    other()
-    with cute_ahead._deferring(torch.device("cuda", 1)) as is_left:  # for which nothing was started
-        assert not is_left(other)
-    assert len(seen) == 3 and not cute_ahead._compilers[_GPU]._asked
+
+    assert not cute_ahead.ask(_GPU, [inside])
+    other(1)
+    assert not cute_ahead.ask(torch.device("cuda", 1), [lambda: other(2)])  # for which nothing was started
+    assert seen == [0, 1, 2] and not cute_ahead._compilers[_GPU]._asked
+    # What is compiled here is not asked for later.
+    assert not cute_ahead.ask(_GPU, [lambda: other(2)]) and cute_ahead.ask(_GPU, [lambda: other(3)]) and seen == [0, 1, 2, 2]
+
+
+def test_it_ends_with_what_it_compiles(installed, monkeypatch):
+    cute_ahead.start(_GPU)
+    compiler = cute_ahead._compilers[_GPU]
+    assert asked(lambda: attend(40), lambda: attend(32)) == [True, True]  # the latter takes ten minutes
+    while not (installed / "flash-attn-4" / "40").exists():
+        assert compiler.lives()
+        time.sleep(0.05)
+    monkeypatch.setattr(cute_ahead, "_PATIENCE", 0.5)
+    started = time.monotonic()
+    compiler.wait()
+    assert time.monotonic() - started < 20 and not compiler.lives()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):  # until what it forked is gone, too
+            os.killpg(compiler._process.pid, 0)
+            time.sleep(0.05)
+    cute_ahead.start(_GPU)
+    assert cute_ahead._compilers[_GPU] is not compiler and cute_ahead._compilers[_GPU].lives()
 
 
 @pytest.mark.parametrize("worker", ["raise SystemExit(3)", "import time\ntime.sleep(100)"])
 def test_who_does_not_answer_is_not_waited_for(installed, monkeypatch, worker):
-    (installed.parent / "worker.py").write_text(worker)
-    monkeypatch.setattr(cute_ahead, "_WORKER", installed.parent / "worker.py")
+    (path := installed.parents[2] / "worker.py").write_text(worker)
+    monkeypatch.setattr(cute_ahead, "_WORKER", path)
     monkeypatch.setattr(cute_ahead, "_PATIENCE", 0.5)
     cute_ahead.start(_GPU)
     started = time.monotonic()
@@ -226,9 +250,41 @@ def test_packages_are_imported_with_caches_unless_their_user_has_others(installe
     assert cute_ahead._shares()
 
 
-def test_where_nothing_is_kept_they_have_a_folder_until_the_process_ends(installed, monkeypatch):
-    monkeypatch.setenv("DIFFUSERS_ONEFLOW_CACHE", "off")
-    cute_ahead._variables.cache_clear()
-    folder = Path(cute_ahead._variables()["QUACK_CACHE_DIR"]).parent
-    assert folder.is_dir() and installed not in folder.parents
-    folder.rmdir()
+@pytest.mark.parametrize("why", ["nothing is kept", "nobody may write there", "files cannot be locked"])
+def test_elsewhere_they_have_a_folder_until_the_process_ends(installed, monkeypatch, why):
+    if why == "nothing is kept":
+        monkeypatch.setenv("DIFFUSERS_ONEFLOW_CACHE", "off")
+    elif why == "nobody may write there":
+        installed.parents[1].write_text("a file")
+    else:
+        monkeypatch.setattr(cute_ahead.fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError("no locks")))
+    folder = cute_ahead._folder()
+    assert folder.is_dir() and folder.stat().st_mode & 0o777 == 0o700 and installed != folder
+    assert cute_ahead._variables()["QUACK_CACHE_DIR"] == str(folder / "quack-kernels")
+    cute_ahead.start(_GPU)
+    assert asked(lambda: attend(40)) == [True]
+    others = set(folder.parent.glob("diffusers_oneflow-*"))
+    cute_ahead._compilers[_GPU].wait()
+    assert (folder / "flash-attn-4" / "40").exists()
+    assert set(folder.parent.glob("diffusers_oneflow-*")) <= others  # it makes none of its own
+    shutil.rmtree(folder)
+
+
+def test_the_users_folder_is_for_the_user_alone(installed):
+    assert cute_ahead._folder() == installed and installed.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_gpu_asks_and_imports_before_it_waits(installed, monkeypatch):
+    pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(flash, "is_tried", lambda device: True)
+    monkeypatch.setattr(cute_ahead, "installed", lambda package: True)
+    called = []
+    cute_ahead.start(_GPU)
+    nvidia.Cuda(_GPU)._prepare([lambda: called.append("library")], [lambda: attend(40), lambda: called.append("here")], [])
+    assert sorted(called) == ["here", "library"] and len(cute_ahead._compilers[_GPU]._asked) == 1
+    # Imported with the caches that the other process has.
+    assert sys.modules["flash_attn.cute"].folder == installed / "flash-attn-4" and "QUACK_CACHE_DIR" not in os.environ
+    cute_ahead.twice(_GPU, lambda: attend(40), flash.function)
+    assert ast.literal_eval((installed / "flash-attn-4" / "40").read_text())[-1] is None  # written here, after there

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_oneflow.errors import Unsupported
-from diffusers_oneflow.replay.cuda import attention, choice, flash, quack
+from diffusers_oneflow.replay.cuda import attention, choice, cute_ahead, flash, quack
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_where_it_is_not_installed_torch_has_the_rest(monkeypatch):
 def test_where_it_is_installed_and_broken_it_is_said_and_torch_has_the_rest(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
     monkeypatch.setattr(flash, "is_tried", lambda device: True)
-    monkeypatch.setattr(flash, "version", {"flash-attn-4": "4.0"}.get)
+    monkeypatch.setattr(cute_ahead, "installed", {"flash-attn-4": True}.get)
     monkeypatch.setattr(flash, "LEAST", 1.0)
     monkeypatch.setattr(flash, "_there", set())
     flash.function.cache_clear()

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -64,10 +64,20 @@ class Ways:
             try:
                 self._find(key, args, device, spare)
             except cute_ahead.Deferred:  # there is another run when it is compiled
-                return next(way for way in self._ways(*args) if _error(way, args) is None)[0](*args)
+                return self._meanwhile(args)
         assert self._way is not None
         run = self._way[0]
         return run(*args) if _open is None else _open.marked(self, run, args)
+
+    def _meanwhile(self, args: tuple[Any, ...]) -> Any:
+        """By the first way that works."""
+        errors = []
+        for way in self._ways(*args):
+            made, error = _tried(way, args)
+            if error is None:
+                return made
+            errors.append(error)
+        raise _reason(errors)
 
     def take(self, number: int) -> None:
         """Compute in this way from now on."""
@@ -110,10 +120,7 @@ class Ways:
         able = [n for n, error in errors.items() if error is None]
         short = next((error for error in errors.values() if isinstance(error, torch.OutOfMemoryError)), None)
         if not able:
-            reason = [*errors.values(), RuntimeError("there is no way")][0]
-            if isinstance(reason, torch.OutOfMemoryError):
-                raise reason
-            raise RuntimeError(f"no kernel computes this: {reason}")
+            raise _reason(errors.values())
         if _open is not None and short is None:  # else there may be room next time
             _open.able.setdefault(self.key, able)
         return able
@@ -154,15 +161,26 @@ def _is_near(made: torch.Tensor, true: torch.Tensor) -> bool:
     return not bool((made - true).norm() > _OFF * true.norm())
 
 
-def _error(way: Way, args: tuple[Any, ...]) -> Exception | None:
+def _tried(way: Way, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    """What it makes, or why it cannot."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("always", module=_OURS)
-            way[0](*args)
+            return way[0](*args), None
     except Exception as error:  # whatever a library or Triton's compiler raises: another one can
-        return error
-    return None
+        return None, error
+
+
+def _error(way: Way, args: tuple[Any, ...]) -> Exception | None:
+    return _tried(way, args)[1]
+
+
+def _reason(errors: Iterable[Exception | None]) -> Exception:
+    """What to raise where no way works: that memory is short, if it is so for one of them."""
+    found = [error for error in errors if error is not None]
+    short = next((error for error in found if isinstance(error, torch.OutOfMemoryError)), None)
+    return short or RuntimeError(f"no kernel computes this: {found[0] if found else 'there is no way'}")
 
 
 class Measuring:

@@ -1,4 +1,4 @@
-"""Kernels of flash-attn-4 and quack-kernels, compiled in processes: Python makes each of them in 1.5 to 2 seconds (CuTe DSL).
+"""Kernels of flash-attn-4 and quack-kernels, compiled in processes: Python makes each of them in 1.5 to 4 seconds (CuTe DSL).
 
 A process that imports both packages is started when a model begins to be captured. Once it is known what the graph needs, it
 forks for each kernel, and what these compile lies in the packages' own caches on disk, where this process finds it. Whatever
@@ -7,11 +7,13 @@ goes wrong there is compiled here.
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import os
 import pickle
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ...cache import directory
+from ...cache import directory, version
 from . import ahead
 
 _WORKER = Path(__file__).with_name("cute_worker.py")
@@ -49,14 +51,15 @@ class Compiler:
 
     def __init__(self, device: torch.device) -> None:
         self._owner, self._asked, self._answers = os.getpid(), set[object](), 0
+        # In a session of its own: Ctrl-C is not for it, and it ends with all that it has forked.
         self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), str(Path(__file__).parents[3])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=_environment(device),
+            [sys.executable, str(_WORKER), str(Path(__file__).parents[3])], bufsize=0, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(device),
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        atexit.register(self._end)
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
+        atexit.register(self.end)
 
     def lives(self) -> bool:
         """Whether it can be asked: not after a fork of this process, whose answers it would take."""
@@ -72,55 +75,81 @@ class Compiler:
             told = pickle.dumps((name, list(map(_described, args))))
             whole = struct.pack("<I", len(told)) + told
             try:
-                if len(whole) > _MOST_BYTES or os.write(self._to, whole) != len(whole):
+                if len(whole) > _MOST_BYTES or os.write(self._to.fileno(), whole) != len(whole):
                     return False
-            except OSError:  # it has ended, or does not listen and the pipe is full
+            except (OSError, ValueError):  # it has ended, or does not listen and the pipe is full
                 return False
             self._asked.add(key)
         return True
 
-    def _end(self) -> None:
-        if self._owner == os.getpid():
-            self._process.terminate()
-            self._process.communicate()
-
     def wait(self) -> None:
-        """Until all is compiled, or there is no patience left: then what is late is compiled by both."""
-        until = time.monotonic() + _PATIENCE
+        """Until all is compiled. Who takes longer than there is patience is ended, and the rest compiled here."""
+        until, answers = time.monotonic() + _PATIENCE, select.poll()
+        answers.register(self._from, select.POLLIN)
         while self._answers < len(self._asked):
-            if not select.select([self._from], [], [], max(0.0, until - time.monotonic()))[0]:
-                break
-            answers = os.read(self._from, 1024)
-            if not answers:  # it has ended
-                break
-            self._answers += len(answers)
+            left = until - time.monotonic()
+            told = os.read(self._from.fileno(), 1024) if left > 0 and answers.poll(1000 * left) else b""
+            if not told:  # it has ended, or there is no patience left
+                self.end()
+                return
+            self._answers += len(told)
+        _there.update(self._asked)
+
+    def end(self) -> None:
+        """End it, and whatever it compiles."""
+        atexit.unregister(self.end)
+        if self.lives():
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._to.close()
+        self._from.close()
 
 
-# By device; and, of the thread that builds, what it has asked.
+# By device. What this process has, or is about to compile itself. Of the thread that builds, whom it asks, and how often it has.
 _compilers: dict[torch.device, Compiler] = {}
+_there: set[object] = set()
 _here = threading.local()
+_STARTING, _IMPORTING = threading.Lock(), threading.RLock()
+
+
+@functools.cache
+def installed(package: str) -> bool:
+    """Whether a package is installed; it takes seconds to import these, and they are when they are needed."""
+    return version(package) is not None
 
 
 def start(device: torch.device) -> None:
     """Start the process, unless it is there, or what it compiled could not be found here."""
-    lives = device in _compilers and _compilers[device].lives()
     frozen = not sys.executable or getattr(sys, "frozen", False)  # then what runs here is no Python
-    if lives or frozen or ahead.cores() < _CORES or not _shares():
-        return
-    with contextlib.suppress(OSError):  # no more processes for this user, say
-        _compilers[device] = Compiler(device)
+    with _STARTING:
+        before = _compilers.get(device)
+        lives = before is not None and before.lives()
+        if lives or frozen or not hasattr(os, "fork") or ahead.cores() < _CORES or not _shares():
+            return
+        if before is not None:
+            before.end()
+        with contextlib.suppress(OSError):  # no more processes for this user, say
+            _compilers[device] = Compiler(device)
 
 
 def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> bool:
-    """Call all of `calls`, each of which ends where it needs a kernel of these packages; whether one did."""
-    with _deferring(device) as is_left:
-        return any([is_left(call) for call in calls])  # all of them
+    """Call all of `calls`; kernels of these packages that are not there are asked for, and `defer` raises. Whether any were."""
+    compiler = _compilers.get(device)
+    _here.compiler, _here.count = compiler if compiler is not None and compiler.lives() else None, 0
+    try:
+        for call in calls:
+            with contextlib.suppress(Deferred):
+                call()
+        return bool(_here.count)
+    finally:
+        _here.compiler = None
 
 
 def twice(device: torch.device, run: Callable[[], object], load: Callable[[], object]) -> None:
     """Call `run`, and, if it left out kernels of these packages, again when they are compiled.
 
     Args:
+        run: goes on without what is `Deferred`.
         load: imports what finds them.
     """
     if ask(device, [run]):
@@ -129,50 +158,33 @@ def twice(device: torch.device, run: Callable[[], object], load: Callable[[], ob
         run()
 
 
-@contextlib.contextmanager
-def _deferring(device: torch.device) -> Iterator[Callable[[Callable[[], object]], bool]]:
-    """Within, kernels of `device` are asked for, not compiled, in this thread.
-
-    Yields:
-        What calls a function, and says whether something was asked for in it that is not compiled.
-    """
-    compiler = _compilers.get(device)
-    _here.compiler, _here.count = compiler if compiler is not None and compiler.lives() else None, 0
-
-    def call(function: Callable[[], object]) -> bool:
-        before = _here.count
-        with contextlib.suppress(Deferred):
-            function()
-        return bool(_here.count > before)
-
-    try:
-        yield call
-    finally:
-        _here.compiler = None
-
-
 def defer(key: object, name: str, *args: Any) -> None:
-    """Called before a package is: within `ask` another process is asked instead.
+    """Called before a package is: within `ask` another process is asked instead, unless this one has the kernel.
 
     Raises:
         Deferred: it was.
     """
     compiler: Compiler | None = getattr(_here, "compiler", None)
-    if compiler is not None and compiler.ask(key, name, args):
+    if compiler is not None and key not in _there and compiler.ask(key, name, args):
         _here.count += 1
         raise Deferred(name)
+    _there.add(key)
 
 
 @contextlib.contextmanager
 def caches() -> Iterator[None]:
-    """Within, the packages are imported: with caches on disk, where their user has not chosen others."""
-    mine = {name: value for name, value in _variables().items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
+    """Within, the packages are imported: with caches on disk, where their user has not chosen others.
+
+    Other threads must not ask for variables meanwhile, as C libraries may: it is entered before they are started.
+    """
+    with _IMPORTING:
+        mine = {name: value for name, value in _variables().items() if name not in os.environ}
+        os.environ.update(mine)
+        try:
+            yield
+        finally:
+            for name in mine:
+                os.environ.pop(name, None)
 
 
 def _shares() -> bool:
@@ -195,16 +207,30 @@ def _described(arg: Any) -> Any:
     return (tuple(arg.shape), arg.stride(), arg.dtype) if isinstance(arg, torch.Tensor) else arg
 
 
-@functools.cache
 def _variables() -> dict[str, str]:
-    folder = directory()
-    if folder is None:  # nothing is to be kept
-        folder = Path(tempfile.mkdtemp(prefix="diffusers_oneflow-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {
-        f"{_FLASH}_ENABLED": "1", f"{_FLASH}_DIR": str(folder / "flash-attn-4"),
-        f"{_QUACK}_ENABLED": "1", f"{_QUACK}_DIR": str(folder / "quack-kernels"),
-    }  # fmt: skip
+    """Of both packages; in the process that compiles all are set, and none is made up."""
+    names = [f"{package}_{what}" for package in (_FLASH, _QUACK) for what in ("ENABLED", "DIR")]
+    if all(name in os.environ for name in names):
+        return {name: os.environ[name] for name in names}
+    folder = str(_folder())
+    return dict(zip(names, ("1", os.path.join(folder, "flash-attn-4"), "1", os.path.join(folder, "quack-kernels"))))
+
+
+@functools.cache
+def _folder() -> Path:
+    """The user's own, whatever folder programs are kept in: what lies there is run. One for this process where that cannot be."""
+    from platformdirs import user_cache_path
+
+    if directory() is not None:
+        folder = user_cache_path("diffusers_oneflow", appauthor=False) / "kernels"
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(folder / "lock", "w") as file:  # both packages lock theirs, which some network drives cannot
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return folder
+    folder, owner = Path(tempfile.mkdtemp(prefix="diffusers_oneflow-")), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
 
 
 def _environment(device: torch.device) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A process that compiles kernels of flash-attn-4 and quack-kernels for `cute_ahead`, for a GPU that it does not see.
 
-It reads what to compile from its input, forks for each, and writes a byte to its output whenever one is done.
+It reads what to compile from its input, forks for each, and writes a byte to its output whenever one is done, and nothing else.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import importlib
 import os
 import pickle
 import select
+import signal
 import struct
 import sys
 import traceback
@@ -52,11 +53,17 @@ def compile_one(name: str, args: list[Any]) -> None:
         call(*made)
 
 
-def fork(name: str, args: list[Any]) -> int:
-    """Compile it in a process of its own, and return its number."""
+def fork(name: str, args: list[Any], answers: int) -> int:
+    """Compile it in a process of its own, and return its number.
+
+    Args:
+        answers: what that process must not hold open: who waits for answers would not see the end of this one.
+    """
     child = os.fork()
     if not child:
         try:
+            os.close(answers)
+            os.close(0)
             compile_one(name, args)
         except BaseException:  # the process that asked compiles what failed, and says so
             traceback.print_exc()
@@ -67,7 +74,11 @@ def fork(name: str, args: list[Any]) -> int:
 
 def main() -> None:
     """Compile what is asked for, as many at once as there are cores."""
-    del sys.path[0]  # where this file lies, beside one that is called quack, too
+    here = str(Path(__file__).parent)  # beside a module that is called quack, too
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # for what the packages print
     stand_in(sys.argv[1], "diffusers_oneflow", *(f"diffusers_oneflow.{name}" for name in ("replay", "replay.cuda", "passes")))
     load()
     waiting: list[tuple[str, list[Any]]] = []
@@ -77,9 +88,9 @@ def main() -> None:
         for child in list(running):
             if os.waitpid(child, os.WNOHANG)[0]:
                 running.remove(child)
-                os.write(1, b".")
+                os.write(answers, b".")
         while waiting and len(running) < cores:
-            running.add(fork(*waiting.pop(0)))
+            running.add(fork(*waiting.pop(0), answers))
         if not told:
             select.select([], [], [], _LOOK)
         elif select.select([0], [], [], _LOOK if running else _IDLE)[0]:

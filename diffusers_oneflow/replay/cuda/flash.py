@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ...cache import version
 from ...errors import Unsupported, first_line
 from ...passes.base import HALVES
 from . import cute_ahead
@@ -31,7 +30,7 @@ def function() -> Callable[..., Any] | None:
         with cute_ahead.caches():
             found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
     except Exception as error:  # not installed, or not with what it is built on
-        if version(_PACKAGE) is not None:
+        if cute_ahead.installed(_PACKAGE):
             warnings.warn(f"flash-attn-4 is installed and cannot be used, other kernels are: {first_line(error)}", stacklevel=2)
         return None
     return found
@@ -44,7 +43,7 @@ def is_tried(device: torch.device) -> bool:
 
 def able(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and is installed: it takes seconds to import, and is when it is needed."""
-    return is_tried(device) and version(_PACKAGE) is not None
+    return is_tried(device) and cute_ahead.installed(_PACKAGE)
 
 
 def usable(device: torch.device) -> bool:

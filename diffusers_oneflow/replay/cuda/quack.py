@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from ...cache import version
-from ...errors import first_line
+from ...errors import Unsupported, first_line
 from ...passes.base import HALVES
 from . import cute_ahead, flash
 from .strides import aligned
@@ -34,7 +33,7 @@ failed: set[str] = set()
 @functools.cache
 def epilogue(act: str, bias: bool) -> Any:
     """What multiplies, and gates but for "none". Raises whatever importing it raises, and AttributeError for another version."""
-    # It imports parts of quack, maybe in another thread just now: half done they would be taken for broken.
+    # It imports parts of quack, for another device maybe in another thread just now: half done they would be taken for broken.
     flash.function()
     with cute_ahead.caches():
         library = importlib.import_module("quack.epilogue.library")
@@ -47,23 +46,24 @@ def epilogue(act: str, bias: bool) -> Any:
     def gated(a: Any, b: Any) -> Any:
         return a * function(b)
 
-    name = f"diffusers_oneflow_{act}"
+    name = f"diffusers_oneflow_{ACTS[act]}"  # kernels are kept on disk by it
     activation.gate_fn_map[name] = gated
     return library.linear_act_mod(name, gated=True, **ends)
 
 
 def usable(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and imports here; the first time that takes seconds."""
+    if not flash.is_tried(device):
+        return False
     try:
-        epilogue("gelu", True), epilogue("none", False)
+        return None not in (epilogue("gelu", True), epilogue("none", False))
     except Exception:  # not installed, of another version, or not with what it is built on
         return False
-    return flash.is_tried(device)
 
 
 def able(act: str, device: torch.device) -> bool:
     """Whether it may compute products that end so, there: it is imported when it is needed, which takes seconds."""
-    return act not in failed and flash.is_tried(device) and version("quack-kernels") is not None
+    return act not in failed and flash.is_tried(device) and cute_ahead.installed("quack-kernels")
 
 
 def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -90,17 +90,18 @@ def multiply(
         cute_ahead.Deferred: another process compiles it.
         Exception: whatever its compiler raises. It is said once, as a warning, and remembered in `failed`.
     """
+    if act in failed:
+        raise Unsupported("a product by quack", "its package cannot compile it here")
     kind = ("quack", number, act, x.dtype, bias is None)
     cute_ahead.defer(kind, "quack.multiply", number, act, out, x, weight, bias)
     operands = {} if bias is None else {"mRowVecBroadcast": bias[None]}
     halves = {} if act == "none" else {"concat_layout": ("B", *operands)}
     try:
+        run = epilogue(act, bias is not None)
         config = importlib.import_module("quack.gemm_config").GemmConfig(
             tile_m=128, pingpong=True, is_dynamic_persistent=False, device_capacity=9, **CONFIGS[number]
         )
-        epilogue(act, bias is not None)(
-            x, weight.t(), None, out={"mAuxOut": out}, store_d=False, config=config, tuned=False, **halves, **operands
-        )
+        run(x, weight.t(), None, out={"mAuxOut": out}, store_d=False, config=config, tuned=False, **halves, **operands)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
