@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from . import autocast, decompositions, exporting, local
 from .errors import Unsupported
+from .origin import where
 from .state import depends, install_output_hooks, twin, watch
 
 if TYPE_CHECKING:
@@ -203,20 +204,6 @@ def op_name(node: torch.fx.Node) -> str:
 def is_bookkeeping(node: torch.fx.Node) -> bool:
     """True for nodes that compute nothing: picking from a tuple, the exporter's checks of metadata."""
     return op_name(node) in ("<built-in function getitem>", "aten._assert_tensor_metadata.default")
-
-
-def where(node: torch.fx.Node) -> str:
-    """The module path and source line that a node comes from, as far as torch.export knows them."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack else ""
-    for prefix in ("L['self'].module", "L['self']", "module"):
-        path = path.removeprefix(prefix).lstrip(".")
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
-    source = ""
-    if lines:
-        file, line = lines[-1].removeprefix('File "').split('", line ')
-        source = f"{file.rsplit('/', 1)[-1]}:{line.split(',')[0]}"
-    return ", ".join(part for part in (path, source) if part)
 
 
 def _program(exported: torch.export.ExportedProgram, result: signature.Flat) -> Program:

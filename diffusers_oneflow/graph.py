@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import engine, graph_body, interop
-from .capture import Program, op_name, where
+from .capture import Program, op_name
 from .errors import Unsupported
 from .flow_graph import ENGINE_LOCK, chain, graph_class
+from .origin import where
 from .ports import Inputs, Outputs
 from .progress import Stage
 

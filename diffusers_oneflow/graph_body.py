@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from . import engine, interop
-from .capture import Program, is_bookkeeping, op_name, where
+from .capture import Program, is_bookkeeping, op_name
 from .errors import OneFlowError, Refused, Unsupported
+from .origin import where
 from .progress import Stage
 
 

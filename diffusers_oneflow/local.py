@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
+from .origin import origin
+
 _Table = Mapping[Any, Callable[..., Any]]
 
 
@@ -107,7 +109,7 @@ def _put(
         result: Any = graph.graph_copy(traced, dict(zip(traced.find_nodes(op="placeholder"), inputs)))
     added = before.next
     while added is not node:
-        added.meta.update({key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta})
+        added.meta.update(origin(node))
         added = added.next
     whole = isinstance(result, torch.fx.Node)
     for old, new in [(node, result)] if whole else [(user, result[user.args[1]]) for user in node.users]:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from . import signature
-from .capture import Program, op_name, where
+from .capture import Program, op_name
+from .origin import where
 from .passes import native_ops, quick_gelu
 from .passes.base import custom_op
 from .stored_values import Unreadable, Unwritable, read_made, read_spec, read_value, text, write, write_made, write_spec

@@ -8,6 +8,7 @@ from torch.fx import _lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 
 from diffusers_oneflow import capture, exporting
+from diffusers_oneflow.origin import where
 
 from .test_capture import program_of
 
@@ -37,7 +38,7 @@ def line_of(module, text):
 
 def test_places_are_the_innermost_lines_of_forward():
     program = program_of(Outer(), torch.randn(3))
-    places = {capture.op_name(n): capture.where(n) for n in program.graph.nodes if n.op == "call_function"}
+    places = {capture.op_name(n): where(n) for n in program.graph.nodes if n.op == "call_function"}
     name = "test_exporting.py"
     # A function that `forward` calls has no place of its own.
     called = f"inner, {name}:{line_of(Inner, 'return halved(x.sin())')}"
@@ -52,7 +53,7 @@ def test_places_are_those_that_torch_writes(monkeypatch):
     mine = program_of(Outer(), torch.randn(3))
     monkeypatch.setattr(exporting, "sparing", contextlib.nullcontext)
     stock = program_of(Outer(), torch.randn(3))
-    assert [capture.where(n) for n in mine.graph.nodes] == [capture.where(n) for n in stock.graph.nodes]
+    assert [where(n) for n in mine.graph.nodes] == [where(n) for n in stock.graph.nodes]
     assert max(n.meta.get("stack_trace", "").count("File") for n in stock.graph.nodes) > 1  # it was torch that wrote them
 
 

@@ -7,8 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_oneflow import lowering, passes
-from diffusers_oneflow.capture import _table, is_bookkeeping, op_name, where
+from diffusers_oneflow.capture import _table, is_bookkeeping, op_name
 from diffusers_oneflow.local import decompose
+from diffusers_oneflow.origin import where
 from diffusers_oneflow.parity import component
 from tests.test_capture import Function, program_of
 

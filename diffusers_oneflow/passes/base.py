@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from ..capture import Program, op_name, where
+from ..capture import Program, op_name
+from ..origin import origin, where
 
 
 class Rewrite:
@@ -60,8 +61,7 @@ def emit(
 ) -> torch.fx.Node:
     """A new node where the graph's cursor is; it counts as a part of what `like` came from."""
     node = program.graph.call_function(target, args)
-    node.meta = {k: like.meta[k] for k in ("stack_trace", "nn_module_stack") if k in like.meta}
-    node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device="meta")
+    node.meta = {**origin(like), "val": torch.empty(tuple(shape), dtype=dtype, device="meta")}
     return node
 
 

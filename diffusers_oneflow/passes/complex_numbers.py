@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from ..capture import Program, op_name, where
+from ..capture import Program, op_name
 from ..errors import Unsupported
+from ..origin import origin, where
 from .base import Rewrite, args_of, emit, value
 
 _aten = torch.ops.aten
@@ -189,9 +190,8 @@ class RealNumbers(Rewrite):
         made = like.meta["val"]
         if isinstance(made, (list, tuple)):
             node = program.graph.call_function(target, args)
-            kept: dict[str, Any] = {k: like.meta[k] for k in ("stack_trace", "nn_module_stack") if k in like.meta}
             parts = [torch.empty((*v.shape, 2), dtype=_REAL[v.dtype], device="meta") for v in made]
-            node.meta = {**kept, "val": type(made)(parts)}
+            node.meta = {**origin(like), "val": type(made)(parts)}
             return node
         shape = made.shape if shape is None else shape
         return emit(program, target, args, (*shape, 2) if pair else shape, _REAL.get(made.dtype, made.dtype), like)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..capture import Program, is_bookkeeping, op_name, where
+from ..capture import Program, is_bookkeeping, op_name
 from ..errors import Unsupported
 from ..lowering import registry
+from ..origin import where
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
 from . import parts
 from .values import Ref, Step, View, dense, map_refs, meta, refs
