@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 import pytest
 import torch
@@ -43,10 +44,10 @@ _QUACK = {
     "epilogue/library.py": """
 import os
 from pathlib import Path
+folder = Path(os.environ["QUACK_CACHE_DIR"])
 
 def linear_act_mod(name, gated, **ends):
     def run(a, b, c, config, out, **rest):
-        folder = Path(os.environ["QUACK_CACHE_DIR"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}-{config}").write_text(repr((tuple(a.shape), tuple(b.shape), sorted(rest))))
         raise RuntimeError("there is no GPU")
@@ -78,6 +79,7 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(cute_ahead, "_CORES", 1)
     monkeypatch.setattr(cute_ahead, "_compilers", {})
     monkeypatch.setattr(cute_ahead, "_there", set())
+    monkeypatch.setattr(quack, "failed", set())
     found = (cute_ahead._folder, flash.function, quack.epilogue)
     for function in found:
         function.cache_clear()
@@ -164,6 +166,32 @@ def test_a_run_without_them_is_made_while_they_are_compiled(installed):
     assert not cute_ahead.ask(_GPU, [run])  # without a process
     cute_ahead.twice(_GPU, run, load)
     assert order == ["run", "launched"] * 2
+
+
+def test_the_next_process_does_not_ask_again(installed, monkeypatch):
+    def next_process():
+        cute_ahead._compilers.pop(_GPU).end()
+        cute_ahead._there.clear()
+        cute_ahead.start(_GPU)
+
+    cute_ahead.start(_GPU)
+    assert asked(lambda: attend(40), lambda: gate(0)) == [True, True]
+    cute_ahead._compilers[_GPU].wait()
+    next_process()
+    assert asked(lambda: attend(40), lambda: attend(80)) == [False, True]
+    cute_ahead._compilers[_GPU].wait()
+    next_process()
+    assert asked(lambda: attend(40), lambda: attend(80)) == [False, False]
+    with pytest.raises(RuntimeError, match="no GPU"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asked(lambda: gate(0))  # it is not left to the other process
+    # Of another version of a package there is none.
+    monkeypatch.setattr(cute_ahead, "version", {"quack-kernels": "1000"}.get)
+    next_process()
+    assert asked(lambda: attend(40)) == [True]
+    (record,) = [path for path in installed.glob("*.json") if path != cute_ahead._compilers[_GPU]._record]
+    record.write_text("{")
+    assert cute_ahead._kept(record) == set()
 
 
 def test_nothing_is_asked_for_outside_and_by_other_threads(installed, monkeypatch):

@@ -9,6 +9,8 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import hashlib
+import json
 import os
 import pickle
 import select
@@ -26,7 +28,7 @@ from typing import Any
 
 import torch
 
-from ...cache import directory, version
+from ...cache import directory, version, write_whole
 from . import ahead
 
 _WORKER = Path(__file__).with_name("cute_worker.py")
@@ -34,6 +36,8 @@ _WORKER = Path(__file__).with_name("cute_worker.py")
 _CORES, _PATIENCE = 4, 60.0
 # Of the packages' variables.
 _FLASH, _QUACK = "FLASH_ATTENTION_CUTE_DSL_CACHE", "QUACK_CACHE"
+# What those kernels depend on.
+_PACKAGES = ("flash-attn-4", "quack-kernels", "nvidia-cutlass-dsl", "apache-tvm-ffi")
 # What a pipe takes at once or not at all.
 _MOST_BYTES = 4096
 
@@ -60,6 +64,8 @@ class Compiler:
         self._to, self._from = self._process.stdin, self._process.stdout
         os.set_blocking(self._to.fileno(), False)
         atexit.register(self.end)
+        self._record = _record(device)
+        self._kept = _kept(self._record)
 
     def lives(self) -> bool:
         """Whether it can be asked: not after a fork of this process, whose answers it would take."""
@@ -68,9 +74,13 @@ class Compiler:
     def ask(self, key: object, name: str, args: tuple[Any, ...]) -> bool:
         """Have it call ``flash.attention`` or ``quack.multiply`` on tensors like these; whether it was told, now or before.
 
+        It is not where an earlier process had it compiled: then it need not be waited for.
+
         Args:
             key: what of `args` makes another kernel.
         """
+        if repr(key) in self._kept:
+            return False
         if key not in self._asked:
             told = pickle.dumps((name, list(map(_described, args))))
             whole = struct.pack("<I", len(told)) + told
@@ -94,6 +104,8 @@ class Compiler:
                 return
             self._answers += len(told)
         _there.update(self._asked)
+        with contextlib.suppress(OSError):  # the next process asks again
+            write_whole(self._record, json.dumps(sorted(self._kept | set(map(repr, self._asked)))).encode())
 
     def end(self) -> None:
         """End it, and whatever it compiles."""
@@ -214,6 +226,22 @@ def _variables() -> dict[str, str]:
         return {name: os.environ[name] for name in names}
     folder = str(_folder())
     return dict(zip(names, ("1", os.path.join(folder, "flash-attn-4"), "1", os.path.join(folder, "quack-kernels"))))
+
+
+def _record(device: torch.device) -> Path:
+    """Where it is written which kernels lie in the packages' caches."""
+    properties = torch.cuda.get_device_properties(device)
+    versions = (sys.version_info[:2], torch.__version__, *map(version, _PACKAGES))
+    said = repr((versions, properties.major, properties.minor, sorted(_chosen().items())))
+    return _folder() / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+
+
+def _kept(path: Path) -> set[str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or a damaged one
+        return set()
+    return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def is_tried(device: torch.device) -> bool:
 
 def able(device: torch.device) -> bool:
     """Whether it was tried on GPUs like this one, and is installed: it takes seconds to import, and is when it is needed."""
-    return is_tried(device) and cute_ahead.installed(_PACKAGE)
+    return cute_ahead.installed(_PACKAGE) and is_tried(device)
 
 
 def usable(device: torch.device) -> bool:

@@ -63,7 +63,7 @@ def usable(device: torch.device) -> bool:
 
 def able(act: str, device: torch.device) -> bool:
     """Whether it may compute products that end so, there: it is imported when it is needed, which takes seconds."""
-    return act not in failed and flash.is_tried(device) and cute_ahead.installed("quack-kernels")
+    return act not in failed and cute_ahead.installed("quack-kernels") and flash.is_tried(device)
 
 
 def suits(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
