@@ -72,7 +72,7 @@ def _ops(program: Program, places: list[Place]) -> list[dict[str, Any]]:
     Layers that are computed together have one step, in the line of the first: what has none is spread over all of that op.
     """
     from diffusers_oneflow.capture import op_name
-    from diffusers_oneflow.origin import where
+    from diffusers_oneflow.provenance import where
 
     counted: dict[tuple[str, str], int] = {}
     for node in program.graph.nodes:

@@ -103,7 +103,7 @@ def counted_flops() -> Iterator[dict[str, int | None]]:
 def _flops(program: Program, places: dict[str, Place]) -> dict[str, int | None]:
     """Op name -> operations: nodes of the program and ops of the pack for one line of the module come in the same order."""
     from diffusers_oneflow.capture import op_name
-    from diffusers_oneflow.origin import where
+    from diffusers_oneflow.provenance import where
 
     counts: dict[tuple[str, str], list[int | None]] = {}
     names: dict[tuple[str, str], list[str]] = {}

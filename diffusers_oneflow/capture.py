@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from . import autocast, decompositions, exporting, local
 from .errors import Unsupported
-from .origin import where
+from .provenance import where
 from .state import depends, install_output_hooks, twin, watch
 
 if TYPE_CHECKING:

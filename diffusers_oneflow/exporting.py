@@ -43,7 +43,7 @@ def alone() -> Iterator[None]:
 @contextlib.contextmanager
 def sparing() -> Iterator[None]:
     """Spare torch.export a quarter of its time, inside `alone`: it writes Python for graphs that nobody runs, six times, and for
-    each node it looks up all lines of the stack, of which `origin.where` reads one."""
+    each node it looks up all lines of the stack, of which `provenance.where` reads one."""
     tracer: Any = proxy_tensor._ModuleStackTracer
     create_node, owner = tracer.create_node, threading.get_ident()
 

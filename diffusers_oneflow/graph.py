@@ -16,9 +16,9 @@ from . import engine, graph_body, interop
 from .capture import Program, op_name
 from .errors import Unsupported
 from .flow_graph import ENGINE_LOCK, chain, graph_class
-from .origin import where
 from .ports import Inputs, Outputs
 from .progress import Stage
+from .provenance import where
 
 if TYPE_CHECKING:
     from .kernels.weights import WeightStore

@@ -11,8 +11,8 @@ import torch
 from . import engine, interop
 from .capture import Program, is_bookkeeping, op_name
 from .errors import OneFlowError, Refused, Unsupported
-from .origin import where
 from .progress import Stage
+from .provenance import where
 
 
 def lower(

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from .origin import origin
+from .provenance import provenance
 
 _Table = Mapping[Any, Callable[..., Any]]
 
@@ -109,7 +109,7 @@ def _put(
         result: Any = graph.graph_copy(traced, dict(zip(traced.find_nodes(op="placeholder"), inputs)))
     added = before.next
     while added is not node:
-        added.meta.update(origin(node))
+        added.meta.update(provenance(node))
         added = added.next
     whole = isinstance(result, torch.fx.Node)
     for old, new in [(node, result)] if whole else [(user, result[user.args[1]]) for user in node.users]:

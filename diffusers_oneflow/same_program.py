@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .capture import Program
-from .origin import origin
+from .provenance import provenance
 
 
 class Differs(Exception):
@@ -48,7 +48,7 @@ def compare(known: Program, traced: Program, weights: dict[str, torch.Tensor]) -
         if not _same_kind(a.meta["val"], b.meta["val"]):
             raise Differs(f"{b.name} is of another kind")
         same[a] = b
-        b.meta.update(origin(a))
+        b.meta.update(provenance(a))
     if [same.get(n) for n in known.outputs] != traced.outputs or known.result.spec != traced.result.spec:
         raise Differs("other outputs")
     for a, b in same.items():

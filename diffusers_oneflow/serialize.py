@@ -18,9 +18,9 @@ from safetensors.torch import load, save
 
 from . import signature
 from .capture import Program, op_name
-from .origin import where
 from .passes import native_ops, quick_gelu
 from .passes.base import custom_op
+from .provenance import where
 from .stored_values import Unreadable, Unwritable, read_made, read_spec, read_value, text, write, write_made, write_spec
 
 # The passes' own ops, by name.

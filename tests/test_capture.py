@@ -11,8 +11,8 @@ import diffusers_oneflow
 from diffusers_oneflow import lowering, signature
 from diffusers_oneflow.capture import _spell_out_diagonals, capture, op_name
 from diffusers_oneflow.errors import Unsupported
-from diffusers_oneflow.origin import where
 from diffusers_oneflow.parity import component
+from diffusers_oneflow.provenance import where
 from diffusers_oneflow.state import _held, twin
 
 

@@ -8,7 +8,7 @@ from torch.fx import _lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 
 from diffusers_oneflow import capture, exporting
-from diffusers_oneflow.origin import where
+from diffusers_oneflow.provenance import where
 
 from .test_capture import program_of
 

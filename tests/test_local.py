@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffusers_oneflow import lowering, passes
 from diffusers_oneflow.capture import _table, is_bookkeeping, op_name
 from diffusers_oneflow.local import decompose
-from diffusers_oneflow.origin import where
 from diffusers_oneflow.parity import component
+from diffusers_oneflow.provenance import where
 from tests.test_capture import Function, program_of
 
 X, Y = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))

@@ -1,38 +1,35 @@
-"""A node says which module and line it comes from, and hands that on."""
+"""Packages are those that an installer has put somewhere, wherever that is."""
 
-import torch
+import sys
+import types
 
-from diffusers_oneflow.origin import origin, where
+import pytest
 
-from .test_capture import program_of
-
-
-class Outer(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return x
+from diffusers_oneflow.libraries import origin
 
 
-def nodes():
-    program = program_of(Outer().eval(), torch.randn(2, 4))
-    return [n for n in program.graph.nodes if n.op == "call_function"]
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that pretends to have imported a package, or a file, from a folder."""
+
+    def make(name, *parts):
+        made = types.ModuleType(name)
+        made.__file__ = str(tmp_path.joinpath(*parts))
+        monkeypatch.setitem(sys.modules, name, made)
+        origin.cache_clear()
+        return name
+
+    yield make
+    origin.cache_clear()
 
 
-def test_a_node_knows_its_module_and_line():
-    places = [where(node) for node in nodes()]
-    linear = [place for place in places if place.startswith("layers.")]
-    assert {place.split(", ")[0] for place in linear} == {"layers.0", "layers.1"} and "linear.py:" in linear[0]
-    assert any(place.startswith("test_origin.py:") for place in places)
+def test_a_folder_with_installed_packages_is_one_of_packages(tmp_path, module):
+    (tmp_path / "target" / "some_package-1.0.dist-info").mkdir(parents=True)
+    assert origin(module("some_package_of_a_target", "target", "some_package_of_a_target", "__init__.py")) == "installed"
+    assert origin(module("some_module_of_a_target", "target", "some_module_of_a_target.py")) == "installed"
 
 
-def test_what_takes_its_place_comes_from_there():
-    node = nodes()[0]
-    other = torch.fx.Graph().call_function(torch.tanh)
-    assert where(other) == "" and origin(other) == {}
-    other.meta.update(origin(node))
-    assert where(other) == where(node) != "" and set(other.meta) <= {"nn_module_stack", "stack_trace"}
+def test_a_folder_of_the_users_is_not(tmp_path, module):
+    (tmp_path / "project" / "mine").mkdir(parents=True)
+    assert origin(module("mine_of_a_project", "project", "mine_of_a_project", "__init__.py")) == "user"
+    assert origin(module("script_of_a_project", "script_of_a_project.py")) == "user"

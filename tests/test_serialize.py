@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 
 from diffusers_oneflow import passes, stored_values
-from diffusers_oneflow.origin import where
 from diffusers_oneflow.passes.base import custom_op
+from diffusers_oneflow.provenance import where
 from diffusers_oneflow.serialize import dumps, loads
 from diffusers_oneflow.stored_values import Unreadable, Unwritable
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from ..capture import Program, op_name
-from ..origin import origin, where
+from ..provenance import provenance, where
 
 
 class Rewrite:
@@ -61,7 +61,7 @@ def emit(
 ) -> torch.fx.Node:
     """A new node where the graph's cursor is; it counts as a part of what `like` came from."""
     node = program.graph.call_function(target, args)
-    node.meta = {**origin(like), "val": torch.empty(tuple(shape), dtype=dtype, device="meta")}
+    node.meta = {**provenance(like), "val": torch.empty(tuple(shape), dtype=dtype, device="meta")}
     return node
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..capture import Program, op_name
 from ..errors import Unsupported
-from ..origin import origin, where
+from ..provenance import provenance, where
 from .base import Rewrite, args_of, emit, value
 
 _aten = torch.ops.aten
@@ -191,7 +191,7 @@ class RealNumbers(Rewrite):
         if isinstance(made, (list, tuple)):
             node = program.graph.call_function(target, args)
             parts = [torch.empty((*v.shape, 2), dtype=_REAL[v.dtype], device="meta") for v in made]
-            node.meta = {**origin(like), "val": type(made)(parts)}
+            node.meta = {**provenance(like), "val": type(made)(parts)}
             return node
         shape = made.shape if shape is None else shape
         return emit(program, target, args, (*shape, 2) if pair else shape, _REAL.get(made.dtype, made.dtype), like)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ..capture import Program, op_name
-from ..origin import origin
+from ..provenance import provenance
 from .base import Rewrite, value
 
 _FACTORIES = {
@@ -55,7 +55,7 @@ class FoldConstants(Rewrite):
         name = f"folded_{node.name}"
         with program.graph.inserting_before(_first_op(program.graph)):
             made = program.graph.placeholder(name)
-        made.meta = {**origin(node), "val": value(node)}
+        made.meta = {**provenance(node), "val": value(node)}
         program.constants[made.name] = tensor.contiguous()
         self.replace(program, node, made)
 

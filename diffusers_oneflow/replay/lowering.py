@@ -8,8 +8,8 @@ import torch
 from ..capture import Program, is_bookkeeping, op_name
 from ..errors import Unsupported
 from ..lowering import registry
-from ..origin import where
 from ..passes import native_ops  # noqa: F401 (their nodes are lowered here)
+from ..provenance import where
 from . import parts
 from .values import Ref, Step, View, dense, map_refs, meta, refs
 

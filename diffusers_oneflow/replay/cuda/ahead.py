@@ -29,7 +29,7 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
         What waits until they are compiled, or until there is no patience left.
     """
     started: list[subprocess.Popen[bytes]] = []
-    if sys.executable and not getattr(sys, "frozen", False):  # else what runs here is no Python
+    if runs_python():
         with contextlib.suppress(Exception):  # no more processes for this user, say: they are compiled here then
             asked = [*collect(launches).values()]
             count = min(_MOST, cores(), len(asked) // 2)
@@ -46,6 +46,17 @@ def compile_ahead(launches: Sequence[Callable[[], object]]) -> Callable[[], None
                 process.wait()
 
     return wait
+
+
+def runs_python() -> bool:
+    """Whether what runs here is a Python, of which there can be more processes."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that imports what this one can, and sees no GPU."""
+    path = os.pathsep.join(entry for entry in sys.path if isinstance(entry, str) and entry)
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def cores() -> int:
@@ -103,12 +114,10 @@ def _described(function: Any, asked: dict[str, Any]) -> Kernel:
 def _start(kernels: list[Kernel]) -> "subprocess.Popen[bytes]":
     from . import kernels as own
 
-    # It imports neither torch nor this package, and sees no GPU.
-    path = os.pathsep.join(entry for entry in sys.path if isinstance(entry, str) and entry)
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    # It imports neither torch nor this package.
     with tempfile.TemporaryFile() as told:  # which nobody waits for, as for a pipe
         pickle.dump({"own": (own.__name__, own.__file__), "kernels": kernels}, told)
         told.seek(0)
         return subprocess.Popen(
-            [sys.executable, str(_WORKER)], stdin=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            [sys.executable, str(_WORKER)], stdin=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
         )

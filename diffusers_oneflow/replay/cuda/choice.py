@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -118,10 +118,9 @@ class Ways:
         if all(error is not None for error in errors.values()):
             errors |= {n: _error(way, args) for n, way in enumerate(ways) if n not in errors}
         able = [n for n, error in errors.items() if error is None]
-        short = next((error for error in errors.values() if isinstance(error, torch.OutOfMemoryError)), None)
         if not able:
             raise _reason(errors.values())
-        if _open is not None and short is None:  # else there may be room next time
+        if _open is not None and _short(errors.values()) is None:  # else there may be room next time
             _open.able.setdefault(self.key, able)
         return able
 
@@ -176,11 +175,13 @@ def _error(way: Way, args: tuple[Any, ...]) -> Exception | None:
     return _tried(way, args)[1]
 
 
-def _reason(errors: Iterable[Exception | None]) -> Exception:
+def _short(errors: Iterable[Exception | None]) -> torch.OutOfMemoryError | None:
+    return next((error for error in errors if isinstance(error, torch.OutOfMemoryError)), None)
+
+
+def _reason(errors: Collection[Exception | None]) -> Exception:
     """What to raise where no way works: that memory is short, if it is so for one of them."""
-    found = [error for error in errors if error is not None]
-    short = next((error for error in found if isinstance(error, torch.OutOfMemoryError)), None)
-    return short or RuntimeError(f"no kernel computes this: {found[0] if found else 'there is no way'}")
+    return _short(errors) or RuntimeError(f"no kernel computes this: {next(iter(errors), 'there is no way')}")
 
 
 class Measuring:

@@ -132,11 +132,10 @@ def installed(package: str) -> bool:
 
 def start(device: torch.device) -> None:
     """Start the process, unless it is there, or what it compiled could not be found here."""
-    frozen = not sys.executable or getattr(sys, "frozen", False)  # then what runs here is no Python
     with _STARTING:
         before = _compilers.get(device)
         lives = before is not None and before.lives()
-        if lives or frozen or not hasattr(os, "fork") or ahead.cores() < _CORES or not _shares():
+        if lives or not ahead.runs_python() or not hasattr(os, "fork") or ahead.cores() < _CORES or not _shares():
             return
         if before is not None:
             before.end()
@@ -268,7 +267,5 @@ def _environment(device: torch.device) -> dict[str, str]:
         "CUTE_DSL_ARCH": f"sm_{number}a", "FLASH_ATTENTION_ARCH": f"sm_{number}", "QUACK_ARCH": number,
         "FLASH_ATTENTION_NUM_SMS": str(properties.multi_processor_count),
     }  # fmt: skip
-    # No GPU: a context would take memory of it, and could not be forked.
-    rest = {"CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    path = os.pathsep.join(entry for entry in sys.path if isinstance(entry, str) and entry)
-    return {**arch, **os.environ, **_chosen(), **rest, "PYTHONPATH": path}
+    # It sees no GPU: a context would take memory of it, and could not be forked.
+    return {**arch, **_variables(), **ahead.environment(), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}

@@ -9,7 +9,7 @@ import torch
 _KEYS = ("nn_module_stack", "stack_trace")
 
 
-def origin(node: torch.fx.Node) -> dict[str, Any]:
+def provenance(node: torch.fx.Node) -> dict[str, Any]:
     """What torch.export notes of it in a node's ``meta``, for the ``meta`` of nodes that take the node's place."""
     return {key: node.meta[key] for key in _KEYS if key in node.meta}
 
