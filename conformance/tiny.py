@@ -20,9 +20,13 @@ Compare = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], str], Comp
 
 
 def _more_texts(t: torch.Tensor) -> torch.Tensor:
-    """Of a mask or of tokens (n, length) 32 times as many, shuffled: of few numbers the largest error is chance."""
+    """Of a mask or of tokens (n, length) 32 times as many, tokens shuffled: of few numbers the largest error is chance.
+
+    Masks are not: where those of a causal model were, a token attended to none, and what that gives is each kernel's own affair.
+    """
     more = t.repeat(32, 1)
-    return more if t.dtype == torch.bool else more.flatten()[torch.randperm(more.numel())].view_as(more)
+    is_mask = t.max() <= 1
+    return more if is_mask else more.flatten()[torch.randperm(more.numel())].view_as(more)
 
 
 def component(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Component:
