@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "FACTOR", "FLOOR", "HALF_FACTOR", "MOST_LEVELS", "Component", "Error", "Report", "TorchFails", "component", "error", "errors",
-    "most_levels", "pipeline", "worst",
+    "FACTOR", "FLOOR", "HALF_FACTOR", "LITTLE", "MOST_LEVELS", "Component", "Error", "Report", "TorchFails", "component", "error",
+    "errors", "most_levels", "pipeline", "pooled", "worst",
 ]  # fmt: skip
 # So often a pipeline is drawn with its models' results rounded otherwise, where its images differ by more than expected.
 _DRAWS = 8
 # Times what is allowed; up to it one number may be what decides.
-_LITTLE = 1.5
+LITTLE = 1.5
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _again(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
     What fails by more is no chance, nor is what an attached pipeline does and the module alone does not.
     """
-    if not row.excess <= _LITTLE:
+    if not row.excess <= LITTLE:
         return row
     others = _expected(module, args, kwargs, row.path, nearby.MORE_CALLS)
     if not others:
