@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import linecache
 import sys
 import threading
@@ -22,6 +23,7 @@ def alone() -> Iterator[None]:
     """Keep torch.export out of other threads: it patches nn.Module for the whole process while it traces."""
     tracer: Any = proxy_tensor._ModuleStackTracer
     with TRACE_LOCK:
+        _keep_guard()
         owner, call_module, getattr_ = threading.get_ident(), tracer.call_module, tracer.getattr
 
         def guarded_call(
@@ -38,6 +40,34 @@ def alone() -> Iterator[None]:
             yield
         finally:
             tracer.call_module, tracer.getattr = call_module, getattr_
+
+
+@functools.cache
+def _keep_guard() -> None:
+    """Let a thread that stays be the first that traces, where torch finds no GPU.
+
+    The first one registers, for the whole process, a stand-in for the GPU's device guard that lives as long as this thread does
+    (`ensureCUDADeviceGuardSet` in torch's c10/core/impl/DeviceGuardImplInterface.cpp): when a server's worker was the first and
+    has ended, the next trace reads freed memory, which ends the process.
+    """
+    if torch.cuda.device_count():
+        return
+    ready = threading.Event()
+
+    def register() -> None:
+        with contextlib.suppress(AttributeError):  # another torch may have no such thing
+            torch._C._ensureCUDADeviceGuardSet()
+        ready.set()
+
+    def stay() -> None:
+        register()
+        threading.Event().wait()
+
+    if threading.current_thread() is threading.main_thread():
+        register()
+    else:
+        threading.Thread(target=stay, name="diffusers_oneflow keeps torch's guard", daemon=True).start()
+        ready.wait()
 
 
 @contextlib.contextmanager

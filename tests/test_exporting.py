@@ -1,7 +1,10 @@
 """What torch.export is spared, and that nothing of it is seen elsewhere."""
 
+import subprocess
+import sys
 import threading
 
+import pytest
 import torch
 from torch import nn
 from torch.fx import _lazy_graph_module
@@ -79,3 +82,38 @@ def test_an_export_in_another_thread_meanwhile_has_whole_traces():
     (exported,) = made
     assert any(n.meta.get("stack_trace", "").count("File") > 1 for n in exported.graph.nodes)
     assert torch.equal(exported.module()(torch.zeros(3)), torch.ones(3))
+
+
+_TRACED_IN_A_THREAD_FIRST = """
+import threading
+import torch
+import diffusers_oneflow
+
+def trace(size):
+    module = diffusers_oneflow.compile(torch.nn.Sequential(torch.nn.Linear(size, 3), torch.nn.SiLU()).eval())
+    with torch.no_grad():
+        module(torch.randn(2, size))
+
+def others():
+    for size in range(1, 300):
+        torch.randn(size)
+
+def run(*targets):
+    threads = [threading.Thread(target=target, args=args) for target, args in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+run((trace, (4,)))
+# What the thread has left is used again.
+kept = [bytearray(size) for size in range(8, 200, 8) for _ in range(2000)]
+run(*[(others, ())] * 8)
+run((trace, (5,)))
+trace(6)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch takes the guard of the GPU")
+def test_the_first_thread_that_traces_may_end():
+    subprocess.run([sys.executable, "-c", _TRACED_IN_A_THREAD_FIRST], check=True, timeout=600)
