@@ -287,6 +287,7 @@ def test_an_unfinished_file_is_known_as_one(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *args: os._exit(0))
     if not (child := os.fork()):
         Cache(folder).store(KEY, b"x")
+        os._exit(1)
     os.waitpid(child, 0)
     (left,) = folder.iterdir()
     os.utime(left, (1000, 1000))

@@ -18,12 +18,12 @@ def test_nothing_is_collected_until_the_last_of_several_is_done():
     def other():
         with garbage.paused():
             inside.set()
-            done.wait(10)
+            assert done.wait(60)
 
     thread = threading.Thread(target=other)
     with garbage.paused():
         thread.start()
-        inside.wait(10)
+        assert inside.wait(60)
         assert not gc.isenabled()
     assert not gc.isenabled()
     done.set()

@@ -1,5 +1,5 @@
 import json
-import os
+import mmap
 
 import pytest
 
@@ -76,10 +76,16 @@ def test_a_turn_repeats_short_calls(monkeypatch):
 
 
 def test_memory_of_this_process():
-    before = common.resident_bytes()
-    block = bytearray(os.urandom(1)) * (64 << 20)
-    assert common.resident_bytes() > before + (60 << 20)
-    assert common.peak_bytes() >= before + len(block) - (4 << 20)
+    def more() -> tuple[int, int]:
+        before = common.resident_bytes()
+        with mmap.mmap(-1, 64 << 20) as block:  # what malloc gives may be there already
+            block.write(b"x" * len(block))
+            return common.resident_bytes() - before, common.peak_bytes() - before - len(block)
+
+    # What other tests have left may be given back meanwhile.
+    found = [more() for _ in range(10)]
+    assert any((60 << 20) < grown < (68 << 20) for grown, _ in found)
+    assert any(above >= -(4 << 20) for _, above in found)
 
 
 def test_results_are_json(tmp_path):

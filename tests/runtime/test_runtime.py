@@ -1,6 +1,7 @@
 """The native runtime: the cured race, the arena, what builds leave behind, and the watch over dictionaries."""
 
 import ctypes
+import gc
 import subprocess
 import sys
 
@@ -63,12 +64,13 @@ def test_graphs_that_share_the_arena_do_not_disturb_each_other():
 
 @torch.no_grad()
 def test_the_arena_shrinks_with_its_largest_graph():
+    gc.collect()  # the arena is that of all graphs
     before = engine.native().arena_bytes()
     module = compile(Chain(3), UNFUSED)
     module(torch.ones(30_000_000))
     assert engine.native().arena_bytes() > before + 100_000_000
     detach(module)
-    assert engine.native().arena_bytes() == before
+    assert engine.native().arena_bytes() <= before
 
 
 class _Mallinfo(ctypes.Structure):
@@ -89,6 +91,7 @@ def test_dropped_graphs_leave_little_behind():
         module = compile(Chain(ops // 2), UNFUSED)
         module(torch.ones(10))
         detach(module)
+        gc.collect()
         used.append(allocated())
     # OneFlow by itself keeps 20 KB for every op of a graph.
     assert (used[-1] - used[1]) / 4 / ops < 4096

@@ -1,6 +1,7 @@
 """The watch over memory: whoever writes, the next call tells; what is as it was is not reported."""
 
 import ctypes
+import gc
 import os
 import random
 import threading
@@ -162,6 +163,7 @@ def in_child(check):
     child = os.fork()
     if child == 0:
         good = False
+        gc.disable()  # what it collects may wait for threads that a child has not
         try:
             good = check()
         finally:
