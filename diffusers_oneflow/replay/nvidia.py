@@ -70,7 +70,7 @@ class Cuda(Plain):
         self, run: Callable[[], None], preparations: Preparations = (), here: Preparations = (), kernels: Preparations = ()
     ) -> Callable[[], None]:
         """Run once, measure what has several ways, and capture. Raises `torch.OutOfMemoryError` where memory is short."""
-        from .cuda import choice, cute_ahead, driver, flash
+        from .cuda import choice, cute_ahead, driver
 
         # Runs of other graphs that are still under way have the same scratch memory.
         torch.cuda.synchronize(self.torch)
@@ -87,7 +87,7 @@ class Cuda(Plain):
             stream = driver.stream(self.torch, 0)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                cute_ahead.twice(self.torch, run, flash.function)
+                cute_ahead.twice(self.torch, run)
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             session.settle(record)
@@ -133,7 +133,7 @@ class Cuda(Plain):
 
         So do flash attention 4 and quack, where their process was started: it is asked, and they are imported here meanwhile.
         """
-        from .cuda import ahead, cute_ahead, flash
+        from .cuda import ahead, cute_ahead, flash, quack
 
         def one(prepare: Callable[[], object]) -> None:
             # What fails here fails again when it is run, and says so.
@@ -146,7 +146,7 @@ class Cuda(Plain):
         with importing, ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
             if cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]):
-                flash.function()
+                quack.usable(self.torch)
             wait()
             list(others)
             list(pool.map(one, kernels))

@@ -158,20 +158,17 @@ def test_a_run_without_them_is_made_while_they_are_compiled(installed):
         attend(48)
         order.append("launched")
 
-    def load():
-        order.append("load")
-
     assert cute_ahead.ask(_GPU, [run, lambda: order.append("plain")]) and order == ["run", "plain"]
     assert not cute_ahead.ask(_GPU, [lambda: None])
-    cute_ahead.twice(_GPU, run, load)
-    assert order == ["run", "plain", "run", "load", "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
+    cute_ahead.twice(_GPU, run)
+    assert order == ["run", "plain", "run", "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
     order.clear()
-    cute_ahead.twice(_GPU, lambda: order.append("plain"), load)
+    cute_ahead.twice(_GPU, lambda: order.append("plain"))
     assert order == ["plain"]
     cute_ahead._compilers.clear()
     order.clear()
     assert not cute_ahead.ask(_GPU, [run])  # without a process
-    cute_ahead.twice(_GPU, run, load)
+    cute_ahead.twice(_GPU, run)
     assert order == ["run", "launched"] * 2
 
 
@@ -322,5 +319,5 @@ def test_a_gpu_asks_and_imports_before_it_waits(installed, monkeypatch):
     assert sorted(called) == ["here", "library"] and len(cute_ahead._compilers[_GPU]._asked) == 1
     # Imported with the caches that the other process has.
     assert sys.modules["flash_attn.cute"].folder == installed / "flash-attn-4" and "QUACK_CACHE_DIR" not in os.environ
-    cute_ahead.twice(_GPU, lambda: attend(40), flash.function)
+    cute_ahead.twice(_GPU, lambda: attend(40))
     assert ast.literal_eval((installed / "flash-attn-4" / "40").read_text())[-1] is None  # written here, after there

@@ -156,15 +156,9 @@ def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> bool:
         _here.compiler = None
 
 
-def twice(device: torch.device, run: Callable[[], object], load: Callable[[], object]) -> None:
-    """Call `run`, and, if it left out kernels of these packages, again when they are compiled.
-
-    Args:
-        run: goes on without what is `Deferred`.
-        load: imports what finds them.
-    """
+def twice(device: torch.device, run: Callable[[], object]) -> None:
+    """Call `run`, which goes on without what is `Deferred`, and, if it left out kernels, again when they are compiled."""
     if ask(device, [run]):
-        load()
         _compilers[device].wait()
         run()
 
