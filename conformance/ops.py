@@ -33,7 +33,7 @@ Make = Callable[[list[Any]], list[list[torch.Tensor]]]
 def run(op: str) -> Report:
     """Compare every call; of each kind of kernel and dtype, the report has the call that comes out worst.
 
-    Of one that is too far off by a little 32 others like it decide, as for models (`parity`): of so many calls one is, by chance.
+    Where one is too far off by a little, 32 other calls like it decide, as for models (`parity`): of so many one is, by chance.
 
     Raises:
         NotApplicable: torch makes none of them in the dtype of the place.
@@ -49,8 +49,10 @@ def run(op: str) -> Report:
             name = f"{op} {kernels}"
             for call, result in zip(calls, make(calls)):
                 for number, row in enumerate(_rows(name, call, result)):
-                    row = row if row.passed or not row.excess <= LITTLE else _again(row, name, call, make, number)
-                    if row.path not in worst or row.excess > worst[row.path].excess:
+                    known = worst.get(row.path)
+                    if (known is None or known.passed) and not row.passed and row.excess <= LITTLE:
+                        row = _again(row, name, call, make, number)
+                    if known is None or row.excess > known.excess:
                         worst[row.path] = row
     if not worst:
         raise NotApplicable(f"torch has no {op} in {here().dtype} on {here().device}")
@@ -76,11 +78,19 @@ def _again(row: Component, name: str, call: Any, make: Make, number: int) -> Com
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     others = []
     for tensors in nearby.calls([leaves[i] for i in places], nearby.MORE_CALLS):
-        changed = dict(zip(places, tensors))
+        changed = {i: _placed(tensor, leaves[i]) for i, tensor in zip(places, tensors)}
         args, kwargs = tree_unflatten([changed.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
         others.append(harness.Case(call.op, args, kwargs, here().torch_dtype))
     found = [[_rows(name, other, result)[number]] for other, result in zip(others, make(others))] if others else [[row]]
     return pooled(found)
+
+
+def _placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor with the strides of another, as far from the beginning of its memory as that one: kernels may look at it."""
+    if tensor is like:
+        return tensor
+    memory = tensor.new_empty(like.storage_offset() + tensor.numel())
+    return memory.as_strided(like.shape, like.stride(), like.storage_offset()).copy_(tensor)
 
 
 def _there(call: Any, place: Place) -> Any:

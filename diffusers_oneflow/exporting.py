@@ -50,12 +50,12 @@ def _keep_guard() -> None:
     (`ensureCUDADeviceGuardSet` in torch's c10/core/impl/DeviceGuardImplInterface.cpp): when a server's worker was the first and
     has ended, the next trace reads freed memory, which ends the process.
     """
-    if torch.cuda.device_count():
+    if torch.cuda.is_available():
         return
     ready = threading.Event()
 
     def register() -> None:
-        with contextlib.suppress(AttributeError):  # another torch may have no such thing
+        with contextlib.suppress(Exception):  # another torch may have no such thing, and what it has may raise
             torch._C._ensureCUDADeviceGuardSet()
         ready.set()
 
@@ -65,9 +65,12 @@ def _keep_guard() -> None:
 
     if threading.current_thread() is threading.main_thread():
         register()
-    else:
+        return
+    try:
         threading.Thread(target=stay, name="diffusers_oneflow keeps torch's guard", daemon=True).start()
-        ready.wait()
+    except RuntimeError:  # no more threads for this user: it is as torch would have it
+        register()
+    ready.wait()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import diffusers_oneflow
 # How long something takes says nothing about a test: a busy machine took 31 seconds to draw a first tensor on its GPU.
 slow = [HealthCheck.too_slow]
 # Hypothesis would take numbers from the source of all modules that are loaded: other examples when tests run in another order,
-# or when code changes, while the conformance suite compares what its ops gave with a baseline.
+# or when code changes, while the conformance suite compares what its ops gave with a baseline. (The function is private.)
 providers._get_local_constants = providers.Constants
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, suppress_health_check=slow)
 settings.load_profile("fixed")

@@ -87,7 +87,7 @@ class Cuda(Plain):
             stream = driver.stream(self.torch, 0)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                cute_ahead.twice(self.torch, run)
+                cute_ahead.twice(self.torch, run, self._load)
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             session.settle(record)
@@ -133,7 +133,7 @@ class Cuda(Plain):
 
         So do flash attention 4 and quack, where their process was started: it is asked, and they are imported here meanwhile.
         """
-        from .cuda import ahead, cute_ahead, flash, quack
+        from .cuda import ahead, cute_ahead, flash
 
         def one(prepare: Callable[[], object]) -> None:
             # What fails here fails again when it is run, and says so.
@@ -145,12 +145,20 @@ class Cuda(Plain):
         importing = cute_ahead.caches() if flash.able(self.torch) else contextlib.nullcontext()
         with importing, ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
-            if cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]):
-                quack.usable(self.torch)
+            self._load(cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]))
             wait()
             list(others)
             list(pool.map(one, kernels))
         torch.cuda.synchronize(self.torch)
+
+    def _load(self, asked: set[str]) -> None:
+        """Import the packages whose kernels another process compiles, by what `cute_ahead.ask` returned."""
+        from .cuda import flash, quack
+
+        if "quack.multiply" in asked:
+            quack.usable(self.torch)
+        elif asked:
+            flash.function()
 
     def aside(self, work: Callable[[], None]) -> Callable[[], None]:
         """On another stream, a branch of the CUDA graph."""

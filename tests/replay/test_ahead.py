@@ -86,6 +86,7 @@ def test_odd_interpreters_compile_here_or_there(tmp_path, text):
     assert len(said["found"]) == 4 and all(said["found"]) == ("path" in text)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one core there are no processes")
 def test_many_kernels_and_workers_that_do_not_listen_stop_nobody(tmp_path):
     (tmp_path / "worker.py").write_text("import time\ntime.sleep(200)")
     text = f"""
@@ -99,7 +100,7 @@ wait()
 say(started=started, waited=time.perf_counter() - start - started)
 """
     said = run(text, tmp_path)
-    assert said["started"] < 60 and said["waited"] < 100
+    assert said["started"] < 60 and 0.5 < said["waited"] < 100
 
 
 def test_a_hook_that_somebody_puts_back_lets_kernels_run(tmp_path):

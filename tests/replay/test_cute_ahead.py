@@ -114,7 +114,7 @@ def gate(number, rows=32):
 
 def asked(*calls):
     """Which of `calls` were left to the other process."""
-    return [cute_ahead.ask(_GPU, [call]) for call in calls]
+    return [bool(cute_ahead.ask(_GPU, [call])) for call in calls]
 
 
 def test_another_process_compiles_what_was_asked_for(installed):
@@ -158,17 +158,22 @@ def test_a_run_without_them_is_made_while_they_are_compiled(installed):
         attend(48)
         order.append("launched")
 
+    def load(asked):
+        order.append(asked)
+
     assert cute_ahead.ask(_GPU, [run, lambda: order.append("plain")]) and order == ["run", "plain"]
     assert not cute_ahead.ask(_GPU, [lambda: None])
-    cute_ahead.twice(_GPU, run)
-    assert order == ["run", "plain", "run", "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
+    cute_ahead.twice(_GPU, run, load)
+    assert (
+        order == ["run", "plain", "run", {"flash.attention"}, "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
+    )
     order.clear()
-    cute_ahead.twice(_GPU, lambda: order.append("plain"))
+    cute_ahead.twice(_GPU, lambda: order.append("plain"), load)
     assert order == ["plain"]
     cute_ahead._compilers.clear()
     order.clear()
     assert not cute_ahead.ask(_GPU, [run])  # without a process
-    cute_ahead.twice(_GPU, run)
+    cute_ahead.twice(_GPU, run, load)
     assert order == ["run", "launched"] * 2
 
 
@@ -315,9 +320,13 @@ def test_a_gpu_asks_and_imports_before_it_waits(installed, monkeypatch):
     monkeypatch.setattr(cute_ahead, "installed", lambda package: True)
     called = []
     cute_ahead.start(_GPU)
-    nvidia.Cuda(_GPU)._prepare([lambda: called.append("library")], [lambda: attend(40), lambda: called.append("here")], [])
+    gpu = nvidia.Cuda(_GPU)
+    gpu._prepare([lambda: called.append("library")], [lambda: attend(40), lambda: called.append("here")], [])
     assert sorted(called) == ["here", "library"] and len(cute_ahead._compilers[_GPU]._asked) == 1
     # Imported with the caches that the other process has.
     assert sys.modules["flash_attn.cute"].folder == installed / "flash-attn-4" and "QUACK_CACHE_DIR" not in os.environ
-    cute_ahead.twice(_GPU, lambda: attend(40))
+    assert "quack.epilogue.library" not in sys.modules  # which no kernel needs so far
+    gpu._prepare([], [lambda: gate(0)], [])
+    assert "quack.epilogue.library" in sys.modules
+    cute_ahead.twice(_GPU, lambda: attend(40), gpu._load)
     assert ast.literal_eval((installed / "flash-attn-4" / "40").read_text())[-1] is None  # written here, after there

@@ -117,7 +117,7 @@ class Compiler:
         self._from.close()
 
 
-# By device. What this process has, or is about to compile itself. Of the thread that builds, whom it asks, and how often it has.
+# By device. What this process has, or is about to compile itself. Of the thread that builds, whom it asks, and what for.
 _compilers: dict[torch.device, Compiler] = {}
 _there: set[object] = set()
 _here = threading.local()
@@ -143,22 +143,33 @@ def start(device: torch.device) -> None:
             _compilers[device] = Compiler(device)
 
 
-def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> bool:
-    """Call all of `calls`; kernels of these packages that are not there are asked for, and `defer` raises. Whether any were."""
+def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> set[str]:
+    """Call all of `calls`; kernels of these packages that are not there are asked for, and `defer` raises.
+
+    Returns:
+        The names that `defer` was called with for them; empty if all kernels are there.
+    """
     compiler = _compilers.get(device)
-    _here.compiler, _here.count = compiler if compiler is not None and compiler.lives() else None, 0
+    _here.compiler, _here.names = compiler if compiler is not None and compiler.lives() else None, set[str]()
     try:
         for call in calls:
             with contextlib.suppress(Deferred):
                 call()
-        return bool(_here.count)
+        found: set[str] = _here.names
+        return found
     finally:
         _here.compiler = None
 
 
-def twice(device: torch.device, run: Callable[[], object]) -> None:
-    """Call `run`, which goes on without what is `Deferred`, and, if it left out kernels, again when they are compiled."""
-    if ask(device, [run]):
+def twice(device: torch.device, run: Callable[[], object], load: Callable[[set[str]], object]) -> None:
+    """Call `run`, and, if it left out kernels of these packages, again when they are compiled.
+
+    Args:
+        run: goes on without what is `Deferred`.
+        load: imports what finds them; it gets what `ask` returns.
+    """
+    if left := ask(device, [run]):
+        load(left)
         _compilers[device].wait()
         run()
 
@@ -171,7 +182,7 @@ def defer(key: object, name: str, *args: Any) -> None:
     """
     compiler: Compiler | None = getattr(_here, "compiler", None)
     if compiler is not None and key not in _there and compiler.ask(key, name, args):
-        _here.count += 1
+        _here.names.add(name)
         raise Deferred(name)
     _there.add(key)
 

@@ -32,11 +32,13 @@ def stand_in(root: str, *names: str) -> None:
 def spare() -> None:
     """Spare the packages a third of the time that their import takes.
 
-    They wrap functions that nobody calls here for torch.compile, which imports much more; and there is no garbage to look for.
+    quack gives functions to torch.compile, which imports its whole compiler for that, and nobody calls them here; and there is no
+    garbage to look for.
     """
     import torch
 
-    def unchanged(function: Any = None, *, recompile_limit: int = 0, **options: Any) -> Any:  # quack asks for that argument
+    def unchanged(function: Any = None, *rest: Any, recompile_limit: int = 0, **options: Any) -> Any:  # quack looks for the limit
+        function = options.get("fn", options.get("model", function))
         return function if function is not None else lambda given: given
 
     module: Any = torch
