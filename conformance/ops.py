@@ -78,19 +78,11 @@ def _again(row: Component, name: str, call: Any, make: Make, number: int) -> Com
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     others = []
     for tensors in nearby.calls([leaves[i] for i in places], nearby.MORE_CALLS):
-        changed = {i: _placed(tensor, leaves[i]) for i, tensor in zip(places, tensors)}
+        changed = dict(zip(places, tensors))
         args, kwargs = tree_unflatten([changed.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
         others.append(harness.Case(call.op, args, kwargs, here().torch_dtype))
     found = [[_rows(name, other, result)[number]] for other, result in zip(others, make(others))] if others else [[row]]
     return pooled(found)
-
-
-def _placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor with the strides of another, as far from the beginning of its memory as that one: kernels may look at it."""
-    if tensor is like:
-        return tensor
-    memory = tensor.new_empty(like.storage_offset() + tensor.numel())
-    return memory.as_strided(like.shape, like.stride(), like.storage_offset()).copy_(tensor)
 
 
 def _there(call: Any, place: Place) -> Any:

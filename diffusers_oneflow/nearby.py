@@ -28,7 +28,7 @@ _IMAGE = 4
 
 
 def calls(tensors: Sequence[torch.Tensor], numbers: range = CALLS, tables: Sequence[int] = ()) -> Iterator[list[torch.Tensor]]:
-    """`tensors`, number 0, and others of the same shapes, strides and dtypes, the same ones every time.
+    """`tensors`, number 0, and others of the same shapes, strides, offsets and dtypes, the same ones every time.
 
     In these, floats are up to 1/64 smaller; in an image of zeros, where there is nothing else, they are up to 1/64 from zero.
     Where a call has none but masks and single numbers, the ids of tokens, its first integers, are others: all but the first, the
@@ -73,7 +73,13 @@ def _shrunk(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     if not _is_free(tensor):
         return tensor
     share = 1 - _SHRINKS * torch.rand(tensor.shape, generator=noise).to(tensor.device)
-    return torch.empty_like(tensor).copy_(tensor * share)
+    return _beside(tensor, tensor * share)
+
+
+def _beside(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Other numbers with a tensor's strides, as far from the beginning of their memory: kernels may look at that."""
+    memory = tensor.new_empty(tensor.storage_offset() + tensor.numel())
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(numbers)
 
 
 def _is_empty_image(tensor: torch.Tensor) -> bool:
@@ -85,7 +91,7 @@ def _filled(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
     if not _is_empty_image(tensor):
         return tensor
     numbers = _SHRINKS * (2 * torch.rand(tensor.shape, generator=noise) - 1)
-    return torch.empty_like(tensor).copy_(numbers.to(tensor.device))
+    return _beside(tensor, numbers)
 
 
 def _is_row_of_ids(tensor: torch.Tensor) -> bool:

@@ -24,6 +24,15 @@ def test_they_are_the_same_every_time():
         assert torch.equal(one[0], other[0])
 
 
+@pytest.mark.parametrize("numbers", [torch.randn(100), torch.zeros(100)])
+def test_they_lie_in_memory_as_the_given_one_does(numbers):
+    x = numbers[3:99].view(2, 3, 4, 4).transpose(2, 3)
+    given, *others = nearby.calls([x])
+    assert given[0] is x and len(others) == len(nearby.CALLS) - 1
+    for (made,) in others:
+        assert (made.storage_offset(), made.stride(), made.shape) == (3, x.stride(), x.shape) and not torch.equal(made, x)
+
+
 def test_calls_that_judge_again_are_others():
     x = torch.randn(2, 3)
     first, again = ([made[0] for made in nearby.calls([x], numbers)] for numbers in (nearby.CALLS, nearby.MORE_CALLS))

@@ -91,13 +91,6 @@ def test_a_fault_that_is_not_so_little_is_seen(monkeypatch, capsys):
     assert f"{OP} (op) float16: its " in capsys.readouterr().out
 
 
-def test_others_lie_in_memory_as_the_call_does():
-    like = torch.randn(100)[3:99].view(2, 4, 12).transpose(1, 2)
-    placed = ops._placed(torch.randn(like.shape), like)
-    assert (placed.storage_offset(), placed.stride(), placed.shape) == (3, like.stride(), like.shape)
-    assert ops._placed(like, like) is like
-
-
 @pytest.mark.parametrize(("found", "asks"), [(LITTLE, True), (MUCH, False)])
 def test_what_is_far_off_is_no_chance(half, monkeypatch, found, asks):
     passing, asked = Component("x", Error(1.0, 1.0), Error(1.0, 1.0), HALF_FACTOR), []
