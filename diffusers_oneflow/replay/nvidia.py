@@ -131,7 +131,8 @@ class Cuda(Plain):
     def _prepare(self, preparations: Preparations, here: Preparations, kernels: Preparations) -> None:
         """cuDNN compiles in several threads at once, Triton in processes: after each other they would take most of a build.
 
-        So do flash attention 4 and quack, where their process was started: it is asked, and they are imported here meanwhile.
+        So do flash attention 4 and quack, where their process was started: it is asked, and what finds their kernels is imported
+        here meanwhile, in a thread: this one compiles cuDNN's attention, without Python's lock.
         """
         from .cuda import ahead, cute_ahead, flash
 
@@ -142,17 +143,18 @@ class Cuda(Plain):
 
         with torch.cuda.device(self.torch), torch.inference_mode(False), torch.no_grad():
             wait = ahead.compile_ahead(kernels)
-        importing = cute_ahead.caches() if flash.able(self.torch) else contextlib.nullcontext()
-        with importing, ThreadPoolExecutor(min(8, ahead.cores())) as pool:
+        caches = cute_ahead.caches() if flash.able(self.torch) else contextlib.nullcontext()
+        with caches, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(min(8, ahead.cores())) as pool:
             others = pool.map(one, preparations)
-            self._load(cute_ahead.ask(self.torch, [functools.partial(one, prepare) for prepare in here]))
+            calls = [functools.partial(one, prepare) for prepare in here]
+            cute_ahead.ask(self.torch, calls, lambda name: loader.submit(self._load, {name}))
             wait()
             list(others)
             list(pool.map(one, kernels))
         torch.cuda.synchronize(self.torch)
 
     def _load(self, asked: set[str]) -> None:
-        """Import the packages whose kernels another process compiles, by what `cute_ahead.ask` returned."""
+        """Import the packages whose kernels another process compiles, by the names that it is asked for."""
         from .cuda import flash, quack
 
         if "quack.multiply" in asked:

@@ -163,6 +163,8 @@ def test_a_run_without_them_is_made_while_they_are_compiled(installed):
 
     assert cute_ahead.ask(_GPU, [run, lambda: order.append("plain")]) and order == ["run", "plain"]
     assert not cute_ahead.ask(_GPU, [lambda: None])
+    assert cute_ahead.ask(_GPU, [lambda: attend(48)] * 2, order.append) and order[2:] == ["flash.attention"]  # told once
+    order.pop()
     cute_ahead.twice(_GPU, run, load)
     assert (
         order == ["run", "plain", "run", {"flash.attention"}, "run", "launched"] and (installed / "flash-attn-4" / "48").exists()
@@ -287,6 +289,27 @@ def test_packages_are_imported_with_caches_unless_their_user_has_others(installe
     assert cute_ahead._shares()
 
 
+def test_threads_import_at_once_with_the_same_caches(installed):
+    """Whoever ends first does not take them from the others; and imports are made one at a time."""
+    name, seen, busy = "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", [], threading.Lock()
+
+    def load():
+        with cute_ahead.importing():
+            assert busy.acquire(blocking=False)
+            time.sleep(0.01)
+            seen.append(os.environ.get(name))
+            busy.release()
+
+    with cute_ahead.caches():
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [str(installed / "flash-attn-4")] * 4 and os.environ[name] == seen[0]
+    assert name not in os.environ
+
+
 @pytest.mark.parametrize("why", ["nothing is kept", "nobody may write there", "files cannot be locked"])
 def test_elsewhere_they_have_a_folder_until_the_process_ends(installed, monkeypatch, tmp_path, why):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where no other test makes folders
@@ -318,11 +341,23 @@ def test_a_gpu_asks_and_imports_before_it_waits(installed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(flash, "is_tried", lambda device: True)
     monkeypatch.setattr(cute_ahead, "installed", lambda package: True)
-    called = []
+    called, thread = [], threading.get_ident()
     cute_ahead.start(_GPU)
     gpu = nvidia.Cuda(_GPU)
-    gpu._prepare([lambda: called.append("library")], [lambda: attend(40), lambda: called.append("here")], [])
-    assert sorted(called) == ["here", "library"] and len(cute_ahead._compilers[_GPU]._asked) == 1
+    loads = gpu._load
+    monkeypatch.setattr(gpu, "_load", lambda asked: [called.append((*asked, threading.get_ident() == thread)), loads(asked)])
+
+    def here():
+        until = time.monotonic() + 60
+        while ("flash.attention", False) not in called and time.monotonic() < until:  # in another thread, while this one compiles
+            time.sleep(0.01)
+        called.append(("here", threading.get_ident() == thread))
+
+    gpu._prepare([lambda: called.append(("library",))], [lambda: attend(40), here], [])
+    assert (
+        sorted(called) == [("flash.attention", False), ("here", True), ("library",)]
+        and len(cute_ahead._compilers[_GPU]._asked) == 1
+    )
     # Imported with the caches that the other process has.
     assert sys.modules["flash_attn.cute"].folder == installed / "flash-attn-4" and "QUACK_CACHE_DIR" not in os.environ
     assert "quack.epilogue.library" not in sys.modules  # which no kernel needs so far

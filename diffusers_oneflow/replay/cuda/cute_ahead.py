@@ -121,7 +121,10 @@ class Compiler:
 _compilers: dict[torch.device, Compiler] = {}
 _there: set[object] = set()
 _here = threading.local()
-_STARTING, _IMPORTING = threading.Lock(), threading.RLock()
+_STARTING, _IMPORTING, _CHOOSING = threading.Lock(), threading.RLock(), threading.Lock()
+# The variables that are set for imports that are under way, and how many of these there are.
+_set: list[str] = []
+_importing = 0
 
 
 @functools.cache
@@ -143,14 +146,20 @@ def start(device: torch.device) -> None:
             _compilers[device] = Compiler(device)
 
 
-def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> set[str]:
+def ask(
+    device: torch.device, calls: Sequence[Callable[[], object]], told: Callable[[str], object] = lambda name: None
+) -> set[str]:
     """Call all of `calls`; kernels of these packages that are not there are asked for, and `defer` raises.
+
+    Args:
+        told: called with each name, see below, when it is asked for the first time.
 
     Returns:
         The names that `defer` was called with for them; empty if all kernels are there.
     """
     compiler = _compilers.get(device)
     _here.compiler, _here.names = compiler if compiler is not None and compiler.lives() else None, set[str]()
+    _here.told = told
     try:
         for call in calls:
             with contextlib.suppress(Deferred):
@@ -158,7 +167,7 @@ def ask(device: torch.device, calls: Sequence[Callable[[], object]]) -> set[str]
         found: set[str] = _here.names
         return found
     finally:
-        _here.compiler = None
+        _here.compiler = _here.told = None
 
 
 def twice(device: torch.device, run: Callable[[], object], load: Callable[[set[str]], object]) -> None:
@@ -182,25 +191,39 @@ def defer(key: object, name: str, *args: Any) -> None:
     """
     compiler: Compiler | None = getattr(_here, "compiler", None)
     if compiler is not None and key not in _there and compiler.ask(key, name, args):
-        _here.names.add(name)
+        if name not in _here.names:
+            _here.names.add(name)
+            _here.told(name)
         raise Deferred(name)
     _there.add(key)
 
 
 @contextlib.contextmanager
 def caches() -> Iterator[None]:
-    """Within, the packages are imported: with caches on disk, where their user has not chosen others.
+    """Within, in whatever thread, the packages would be imported with caches on disk, where their user has not chosen others.
 
-    Other threads must not ask for variables meanwhile, as C libraries may: it is entered before they are started.
+    Threads that might ask for variables meanwhile, as C libraries may, are started within: setting one moves them all.
     """
-    with _IMPORTING:
-        mine = {name: value for name, value in _variables().items() if name not in os.environ}
-        os.environ.update(mine)
-        try:
-            yield
-        finally:
-            for name in mine:
+    global _importing
+    with _CHOOSING:
+        if not _importing:
+            _set[:] = [name for name in _variables() if name not in os.environ]
+            os.environ.update({name: _variables()[name] for name in _set})
+        _importing += 1
+    try:
+        yield
+    finally:
+        with _CHOOSING:
+            _importing -= 1
+            for name in _set if not _importing else ():
                 os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Within, the packages are imported, with `caches`, and by one thread at a time: half done they would be taken for broken."""
+    with caches(), _IMPORTING:
+        yield
 
 
 def _shares() -> bool:

@@ -27,7 +27,7 @@ _STEP, _WIDEST = 8, 256
 def function() -> Callable[..., Any] | None:
     """``flash_attn_func(q, k, v, softmax_scale=, causal=)`` of tensors (n, rows, heads, width); None where it does not import."""
     try:
-        with cute_ahead.caches():
+        with cute_ahead.importing():
             found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
     except Exception as error:  # not installed, or not with what it is built on
         if cute_ahead.installed(_PACKAGE):

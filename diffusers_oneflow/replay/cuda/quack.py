@@ -33,9 +33,8 @@ failed: set[str] = set()
 @functools.cache
 def epilogue(act: str, bias: bool) -> Any:
     """What multiplies, and gates but for "none". Raises whatever importing it raises, and AttributeError for another version."""
-    # It imports parts of quack, for another device maybe in another thread just now: half done they would be taken for broken.
-    flash.function()
-    with cute_ahead.caches():
+    flash.function()  # it imports parts of quack
+    with cute_ahead.importing():
         library = importlib.import_module("quack.epilogue.library")
         activation = importlib.import_module("quack.activation")
     ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
