@@ -21,8 +21,8 @@ def turned(x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("busy, rows", [(1024, 1), (1024, 3), (1, 37)])
-@pytest.mark.parametrize("columns", [6, 33, 320, 1030])
+@pytest.mark.parametrize("busy, rows", [(1024, 1), (1, 16), (1, 37)])
+@pytest.mark.parametrize("columns", [6, 33, 296, 320, 1030])
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_modulation_of_each_image(monkeypatch, columns, busy, rows, rms, gated, dtype):
