@@ -26,7 +26,7 @@ def turned(x):
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_modulation_of_each_image(monkeypatch, columns, busy, rows, rms, gated, dtype):
-    monkeypatch.setattr(row_norms, "_BUSY", busy)  # 1: several rows for each program
+    monkeypatch.setattr(row_norms, "_BUSY", busy)  # 1: several rows for each program, if a few make it busy
     b = 3
     x, residual = numbers(b, rows, columns, dtype=dtype), numbers(b, rows, columns, dtype=dtype, seed=1) + 3
     scale, shift, gate = numbers(b, 6 * columns, dtype=dtype, seed=2).chunk(6, 1)[1:4]
@@ -41,6 +41,25 @@ def test_a_modulation_of_each_image(monkeypatch, columns, busy, rows, rms, gated
         close(made[0], total, dtype)
     # The factor, too, is rounded once.
     close(made[1] if gated else made, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [64, 65])
+@pytest.mark.parametrize("columns", [296, 320])
+@pytest.mark.parametrize("rms", [False, True])
+def test_rows_in_two_blocks(monkeypatch, columns, rows, rms, dtype):
+    monkeypatch.setattr(row_norms, "_BUSY", 1)
+    assert row_norms._tiles(rows, columns) == (4, 1, 256, 64)
+    x, residual = numbers(rows, columns, dtype=dtype), numbers(rows, columns, dtype=dtype, seed=1) + 3
+    plus, weight, bias, cos, sin = (numbers(columns, dtype=dtype, seed=seed) for seed in range(2, 7))
+    norm = RowNorm(None, rows, columns, 1e-6, rms, Rows.dense(2, columns), rows, 1, 0.0, True)
+    made = filled(norm, (2, rows, columns), dtype, x, plus, residual, None, weight, bias, cos[None], sin[None])
+    x, plus, residual, weight, bias, cos, sin = (t.double() for t in (x, plus, residual, weight, bias, cos, sin))
+    total = x + plus + residual
+    normed = nn.functional.rms_norm(total, [columns], None, 1e-6) if rms else nn.functional.layer_norm(total, [columns], eps=1e-6)
+    normed = normed * weight + bias
+    close(made[0], total, dtype)
+    close(made[1], normed * cos + turned(normed) * sin, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

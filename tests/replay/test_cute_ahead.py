@@ -192,6 +192,10 @@ def test_the_next_process_does_not_ask_again(installed, monkeypatch):
     assert asked(lambda: attend(40), lambda: attend(80)) == [False, True]
     cute_ahead._compilers[_GPU].wait()
     next_process()
+    # Before anything is computed it is found out what to import for those that are there.
+    told = []
+    assert cute_ahead.ask(_GPU, [lambda: attend(40)] * 2, told.append) == {"flash.attention"} and told == ["flash.attention"]
+    assert not cute_ahead._compilers[_GPU]._asked and not cute_ahead._there
     assert asked(lambda: attend(40), lambda: attend(80)) == [False, False]
     with pytest.raises(RuntimeError, match="no GPU"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -289,25 +293,41 @@ def test_packages_are_imported_with_caches_unless_their_user_has_others(installe
     assert cute_ahead._shares()
 
 
-def test_threads_import_at_once_with_the_same_caches(installed):
-    """Whoever ends first does not take them from the others; and imports are made one at a time."""
-    name, seen, busy = "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", [], threading.Lock()
+def test_caches_stay_until_all_threads_have_imported(installed):
+    name, seen, inside, go = "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", [], threading.Event(), threading.Event()
+
+    def load():
+        with cute_ahead.caches():
+            inside.set()
+            assert go.wait(60)
+            seen.append(os.environ.get(name))
+
+    thread = threading.Thread(target=load)
+    with cute_ahead.caches():
+        thread.start()
+        assert inside.wait(60)
+    seen.append(os.environ.get(name))  # who set it has left
+    go.set()
+    thread.join()
+    assert seen == [str(installed / "flash-attn-4")] * 2 and name not in os.environ
+
+
+def test_packages_are_imported_by_one_thread_at_a_time(installed):
+    busy, count = threading.Lock(), []
 
     def load():
         with cute_ahead.importing():
             assert busy.acquire(blocking=False)
             time.sleep(0.01)
-            seen.append(os.environ.get(name))
+            count.append(os.environ["QUACK_CACHE_DIR"])
             busy.release()
 
-    with cute_ahead.caches():
-        threads = [threading.Thread(target=load) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert seen == [str(installed / "flash-attn-4")] * 4 and os.environ[name] == seen[0]
-    assert name not in os.environ
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count == [str(installed / "quack-kernels")] * 4
 
 
 @pytest.mark.parametrize("why", ["nothing is kept", "nobody may write there", "files cannot be locked"])

@@ -71,16 +71,16 @@ class Compiler:
         """Whether it can be asked: not after a fork of this process, whose answers it would take."""
         return self._owner == os.getpid() and self._process.poll() is None
 
+    def keeps(self, key: object) -> bool:
+        """Whether an earlier process had it compiled: then it need not be waited for."""
+        return repr(key) in self._kept
+
     def ask(self, key: object, name: str, args: tuple[Any, ...]) -> bool:
         """Have it call ``flash.attention`` or ``quack.multiply`` on tensors like these; whether it was told, now or before.
-
-        It is not where an earlier process had it compiled: then it need not be waited for.
 
         Args:
             key: what of `args` makes another kernel.
         """
-        if repr(key) in self._kept:
-            return False
         if key not in self._asked:
             told = pickle.dumps((name, list(map(_described, args))))
             whole = struct.pack("<I", len(told)) + told
@@ -121,7 +121,9 @@ class Compiler:
 _compilers: dict[torch.device, Compiler] = {}
 _there: set[object] = set()
 _here = threading.local()
-_STARTING, _IMPORTING, _CHOOSING = threading.Lock(), threading.RLock(), threading.Lock()
+_STARTING, _CHOOSING = threading.Lock(), threading.Lock()
+# Of whoever imports the packages or calls one, whose compilers are not for several threads: an import changes parts of another.
+USING = threading.RLock()
 # The variables that are set for imports that are under way, and how many of these there are.
 _set: list[str] = []
 _importing = 0
@@ -146,16 +148,15 @@ def start(device: torch.device) -> None:
             _compilers[device] = Compiler(device)
 
 
-def ask(
-    device: torch.device, calls: Sequence[Callable[[], object]], told: Callable[[str], object] = lambda name: None
-) -> set[str]:
+def ask(device: torch.device, calls: Sequence[Callable[[], object]], told: Callable[[str], object] | None = None) -> set[str]:
     """Call all of `calls`; kernels of these packages that are not there are asked for, and `defer` raises.
 
     Args:
-        told: called with each name, see below, when it is asked for the first time.
+        told: called with each name, see below, the first time. With it nothing is to be computed: `defer` raises for kernels that
+            an earlier process had compiled, too.
 
     Returns:
-        The names that `defer` was called with for them; empty if all kernels are there.
+        The names that `defer` raised for.
     """
     compiler = _compilers.get(device)
     _here.compiler, _here.names = compiler if compiler is not None and compiler.lives() else None, set[str]()
@@ -190,10 +191,14 @@ def defer(key: object, name: str, *args: Any) -> None:
         Deferred: it was.
     """
     compiler: Compiler | None = getattr(_here, "compiler", None)
-    if compiler is not None and key not in _there and compiler.ask(key, name, args):
-        if name not in _here.names:
-            _here.names.add(name)
-            _here.told(name)
+    if compiler is None or key in _there:
+        _there.add(key)
+        return
+    told = _here.told
+    if told is not None if compiler.keeps(key) else compiler.ask(key, name, args):
+        if told is not None and name not in _here.names:
+            told(name)
+        _here.names.add(name)
         raise Deferred(name)
     _there.add(key)
 
@@ -222,7 +227,7 @@ def caches() -> Iterator[None]:
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Within, the packages are imported, with `caches`, and by one thread at a time: half done they would be taken for broken."""
-    with caches(), _IMPORTING:
+    with caches(), USING:
         yield
 
 

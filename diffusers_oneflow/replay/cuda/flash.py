@@ -79,7 +79,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, s
     flash = function()
     if flash is None:
         raise Unsupported("flash attention 4", "its package does not import")
-    with warnings.catch_warnings():  # its compiler has much to say
+    with cute_ahead.USING, warnings.catch_warnings():  # its compiler has much to say
         warnings.simplefilter("ignore")
         made = flash(q, k, v, softmax_scale=scale, causal=causal)
     result: torch.Tensor = made[0] if isinstance(made, tuple) else made

@@ -254,7 +254,7 @@ def row_norm_kernel(
     first of two dense results then, which lie so far `apart`.
     TURNS: what is added is the addend times the pairs of the norm turned, as `rotary` has it.
     BLOCK, REST: the columns are the first BLOCK, and of REST after them, if that is not 0, those that there are. What is not
-    MASKED, or REST_MASKED, is all inside: 1280 columns in a block of 2048 would take 1.6 times the instructions.
+    MASKED, or REST_MASKED, is all inside: 640 columns in a block of 1024 would take 1.6 times the instructions.
     EARLY: the next kernel may start, and wait for this one's results by itself: quack's products do.
     """
     if EARLY:

@@ -33,21 +33,21 @@ failed: set[str] = set()
 @functools.cache
 def epilogue(act: str, bias: bool) -> Any:
     """What multiplies, and gates but for "none". Raises whatever importing it raises, and AttributeError for another version."""
-    flash.function()  # it imports parts of quack
     with cute_ahead.importing():
+        flash.function()  # it imports parts of quack
         library = importlib.import_module("quack.epilogue.library")
         activation = importlib.import_module("quack.activation")
-    ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
-    if act == "none":
-        return library.linear_act_mod(None, gated=False, **ends)
-    function = getattr(activation, ACTS[act])
+        ends = {"has_c": False, "has_rowvec": bias, "has_colvec": False}
+        if act == "none":
+            return library.linear_act_mod(None, gated=False, **ends)
+        function = getattr(activation, ACTS[act])
 
-    def gated(a: Any, b: Any) -> Any:
-        return a * function(b)
+        def gated(a: Any, b: Any) -> Any:
+            return a * function(b)
 
-    name = f"diffusers_oneflow_{ACTS[act]}"  # kernels are kept on disk by it
-    activation.gate_fn_map[name] = gated
-    return library.linear_act_mod(name, gated=True, **ends)
+        name = f"diffusers_oneflow_{ACTS[act]}"  # kernels are kept on disk by it
+        activation.gate_fn_map[name] = gated
+        return library.linear_act_mod(name, gated=True, **ends)
 
 
 def usable(device: torch.device) -> bool:
@@ -97,10 +97,11 @@ def multiply(
     halves = {} if act == "none" else {"concat_layout": ("B", *operands)}
     try:
         run = epilogue(act, bias is not None)
-        config = importlib.import_module("quack.gemm_config").GemmConfig(
-            tile_m=128, pingpong=True, is_dynamic_persistent=False, device_capacity=9, **CONFIGS[number]
-        )
-        run(x, weight.t(), None, out={"mAuxOut": out}, store_d=False, config=config, tuned=False, **halves, **operands)
+        with cute_ahead.USING:
+            config = importlib.import_module("quack.gemm_config").GemmConfig(
+                tile_m=128, pingpong=True, is_dynamic_persistent=False, device_capacity=9, **CONFIGS[number]
+            )
+            run(x, weight.t(), None, out={"mAuxOut": out}, store_d=False, config=config, tuned=False, **halves, **operands)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
