@@ -159,14 +159,14 @@ def ask(device: torch.device, calls: Sequence[Callable[[], object]], told: Calla
         The names that `defer` raised for.
     """
     compiler = _compilers.get(device)
-    _here.compiler, _here.names = compiler if compiler is not None and compiler.lives() else None, set[str]()
+    names: set[str] = set()
+    _here.compiler, _here.names = compiler if compiler is not None and compiler.lives() else None, names
     _here.told = told
     try:
         for call in calls:
             with contextlib.suppress(Deferred):
                 call()
-        found: set[str] = _here.names
-        return found
+        return names
     finally:
         _here.compiler = _here.told = None
 
@@ -212,8 +212,9 @@ def caches() -> Iterator[None]:
     global _importing
     with _CHOOSING:
         if not _importing:
-            _set[:] = [name for name in _variables() if name not in os.environ]
-            os.environ.update({name: _variables()[name] for name in _set})
+            mine = {name: value for name, value in _variables().items() if name not in os.environ}
+            os.environ.update(mine)
+            _set[:] = mine
         _importing += 1
     try:
         yield

@@ -36,13 +36,15 @@ def _tiles(rows: int, columns: int) -> tuple[int, int, int, int]:
     """
     block = power(columns)
     rest = power(columns - block // 2)
-    if _TILE // 2 <= block <= _TILE and _REST <= rest < block // 2 and columns <= _FOUR and rows >= 8 * _BUSY:
-        return 4, 1, block // 2, rest
     middle = _LONG // 4 <= block <= _LONG
+    if middle and columns <= _FOUR and _REST <= rest < block // 2 and rows >= 8 * _BUSY:
+        return 4, 1, block // 2, rest
     many = max(2, _LONG // block) if middle else max(1, _TILE // block)
     if many * _BUSY > rows:
         return 1, max(1, min(8, block // 256)), block, 0
-    return many, (2 if block <= _TILE else 4) if middle else 1 if block <= _TILE else min(8, block // 512), block, 0
+    if middle:
+        return many, 2 if block <= _TILE else 4, block, 0
+    return many, 1 if block <= _TILE else min(8, block // 512), block, 0
 
 
 @dataclass(frozen=True)
